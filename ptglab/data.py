@@ -1,0 +1,327 @@
+"""Image sets: one uint8 tensor of images, the labels in hand, and the true ones where they are known."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ptglab.decode import SUFFIXES, decode
+from ptglab.errors import InputError, one_of
+
+TORCHVISION = {
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "fashion_mnist": "FashionMNIST",
+    "svhn": "SVHN",
+    "stl10": "STL10",
+}
+NAMES = ("digits", *TORCHVISION)
+TEST_NAMES = ("test", "validation", "valid", "val")  # what a test split is called, first found wins
+# Label files of CIFAR-10N and CIFAR-100N (Wei et al. 2022, arXiv 2110.12088), found in the data root
+CIFAR_N = {"cifar10": "CIFAR-10_human.pt", "cifar100": "CIFAR-100_human.pt"}
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with their labels, row by row.
+
+    images: uint8 [N, C, H, W]; labels_given: int64 [N], all that training and detection see; labels_true: int64 [N],
+    or None where nobody knows; class_names: K texts; ids: N texts, unique.
+    `unreadable` lists (id, reason) of what is not among the N; `notes` says what was changed on the way in.
+    """
+
+    images: Tensor
+    labels_given: np.ndarray
+    labels_true: np.ndarray | None
+    class_names: list[str]
+    ids: list[str]
+    unreadable: Sequence[tuple[str, str]] = ()
+    notes: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def subset(self, number: int, seed: int) -> "ImageSet":
+        """Return `number` rows drawn without replacement, in order; all of them for 0 or if there are no more."""
+        if not 0 < number < len(self):
+            return self
+        rows = np.sort(np.random.default_rng(seed).permutation(len(self))[:number])
+        true = None if self.labels_true is None else self.labels_true[rows]
+        return replace(self, images=self.images[rows], labels_given=self.labels_given[rows], labels_true=true,
+                       ids=[self.ids[i] for i in rows])  # fmt: skip
+
+    def __str__(self) -> str:
+        n, c, h, w = self.images.shape
+        truth = "unknown"
+        if self.labels_true is not None:
+            truth = f"known ({(self.labels_true != self.labels_given).mean():.2%} of the given labels are wrong)"
+        lines = [
+            f"{n:,} images of {h} x {w} pixels, {c} channel{'s' * (c > 1)}; {self.num_classes} classes; truth {truth}"
+        ]
+        lines += self.notes
+        if self.unreadable:
+            lines.append(
+                f"{len(self.unreadable):,} left out, the first: {self.unreadable[0][0]!r} ({self.unreadable[0][1]})"
+            )
+        return "\n".join(lines)
+
+
+def load(
+    source: str | Path, split: str = "train", labels: str | None = None, image_size: int | None = None
+) -> ImageSet:
+    """Load the images and labels of `source`.
+
+    source: a name of NAMES; a parquet file or folder in the Hugging Face image layout; a folder with one sub-folder a
+    class, or a flat one with a CSV `id,label`; a folder of either kind may hold `train` and `test`.
+    labels: the column that is *given*; `label` beside it is then the truth. Without it the column is `label`, and the
+    truth is known for the names only, whose labels count as true. image_size: resize to this square.
+    Raises InputError, in one line, for whatever cannot be loaded.
+    """
+    source, labels = str(source), labels or None
+    if image_size is not None and image_size < 4:
+        raise InputError(f"image_size is {image_size}; it must be at least 4")
+    one_of(f"split of {source}", split, splits(source))
+    if source == "digits":
+        image_set = _digits(split, labels)
+    elif source in TORCHVISION:
+        image_set = _torchvision(source, split, labels)
+    elif files := _parquet_files(Path(source), split):
+        return _parquet(files, labels, image_size)
+    else:
+        folder = Path(source) / split
+        return _folder(folder if folder.is_dir() else Path(source), labels, image_size)
+    if image_size is not None:
+        image_set = replace(image_set, images=_resize(image_set.images, image_size))
+    return image_set
+
+
+def splits(source: str | Path) -> list[str]:
+    """Return the splits `load` finds in `source`: `train`, and `test` where there is one.
+
+    Raises InputError if there is no such source, naming those there are.
+    """
+    path = Path(source)
+    if str(source) in NAMES:
+        return ["train", "test"]
+    if not path.exists():
+        if os.sep in str(source) or "." in str(source):
+            raise InputError(f"no such file or folder: {source}")
+        one_of("dataset", str(source), [*NAMES, "or a folder or parquet file"])
+    if path.is_file() and path.suffix != ".parquet":
+        raise InputError(f"{source} is neither a folder nor a .parquet file")
+    found = bool(_parquet_files(path, "test")) or (path / "train").is_dir() and (path / "test").is_dir()
+    return ["train", "test"] if found else ["train"]
+
+
+def root() -> Path:
+    """Return the data root: the folder PTGLAB_DATA names, or `data`. Raises InputError if PTGLAB_DATA names none."""
+    named = os.environ.get("PTGLAB_DATA")
+    if named and not Path(named).is_dir():
+        raise InputError(f"PTGLAB_DATA names {named}, which is no folder: make it, or unset PTGLAB_DATA")
+    return Path(named or "data")
+
+
+def read_cifar_n(path: str | Path) -> dict[str, np.ndarray]:
+    """Return the label columns of a CIFAR-10N or CIFAR-100N file, int64 [50000] each, named as `label_worse`.
+
+    The file is a pickle: only NumPy arrays of numbers are let in, by torch's restricted unpickler.
+    Raises InputError if it holds anything else.
+    """
+    reconstruct = np._core.multiarray._reconstruct
+    allowed = [np.ndarray, np.dtype, type(np.dtype(np.int64)), type(np.dtype(np.int32))]
+    allowed += [(reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            columns = torch.load(path, weights_only=True)
+        columns = {name: np.asarray(values, np.int64) for name, values in columns.items()}
+    except Exception as error:  # whatever a foreign pickle makes the unpickler say
+        raise InputError(f"{path} is no CIFAR-N label file: {str(error).splitlines()[0]}") from None
+    return {_label_name(name): values for name, values in columns.items()}
+
+
+def _label_name(name: str) -> str:
+    """`worse_label`, `random_label1`, `clean_label` > `label_worse`, `label_random1`, `label`."""
+    words = name.replace("label", "").replace("__", "_").strip("_")
+    return "label" if words == "clean" else f"label_{words}"
+
+
+def _digits(split: str, labels: str | None) -> ImageSet:
+    """scikit-learn's 1,797 handwritten digits, enlarged from 8 x 8 to 16 x 16; a fixed stratified fifth is the test."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    one_of("label column of digits", labels or "label", ["label"])
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] * (255 / 16)
+    images = F.interpolate(images, scale_factor=2, mode="bilinear").round().to(torch.uint8)
+    train, test = train_test_split(np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=0)
+    rows = np.sort(train if split == "train" else test)
+    target = digits.target.astype(np.int64)[rows]
+    return ImageSet(images[rows], target, target, [str(i) for i in range(10)], [str(i) for i in rows])
+
+
+def _torchvision(name: str, split: str, labels: str | None) -> ImageSet:
+    import torchvision.datasets
+
+    where = {"split": split} if name in ("svhn", "stl10") else {"train": split == "train"}
+    folder = root()
+    try:
+        dataset = getattr(torchvision.datasets, TORCHVISION[name])(str(folder), download=True, **where)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{name} is not under {folder} and could not be downloaded ({error}): put it there, or set "
+                         "PTGLAB_DATA to the folder that holds it") from None  # fmt: skip
+    images = torch.as_tensor(dataset.data)
+    if images.ndim == 3:  # [N, H, W]
+        images = images[:, None]
+    elif images.shape[-1] == 3:  # [N, H, W, C]
+        images = images.permute(0, 3, 1, 2).contiguous()
+    true = np.asarray(dataset.targets if hasattr(dataset, "targets") else dataset.labels, np.int64)
+    given = true
+    if labels not in (None, "label"):
+        path = folder / CIFAR_N.get(name, "")
+        if split != "train" or not path.is_file():
+            wanted = f": it comes from {path}, which is not there" if name in CIFAR_N else ""
+            raise InputError(f"{name} ({split}) has no label column '{labels}'{wanted}")
+        columns = read_cifar_n(path)
+        given = columns[one_of(f"label column of {path}", labels, columns)]
+        if not np.array_equal(columns["label"], true):
+            raise InputError(f"{path} is in another order than {name}: its clean labels differ")
+    classes = getattr(dataset, "classes", None) or range(10)
+    return ImageSet(images, given, true, [str(c) for c in classes], [str(i) for i in range(len(images))])
+
+
+def _parquet_files(path: Path, split: str) -> list[Path]:
+    """Return the parquet files of `split`: `train.parquet`, `train-00000-of-00002.parquet`, `train/0000.parquet`."""
+    if path.suffix == ".parquet":
+        return [path] if split == "train" else []
+    files = sorted(path.glob("**/*.parquet"))
+    for name in TEST_NAMES if split == "test" else (split,):
+        chosen = [f for f in files if f.stem.split("-")[0] == name or f.parent.name == name]
+        if chosen:
+            return chosen
+    return []
+
+
+def _parquet(files: list[Path], labels: str | None, image_size: int | None) -> ImageSet:
+    try:
+        tables = [pq.read_table(file) for file in files]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{files[0]} is no readable parquet file: {str(error).splitlines()[0]}") from None
+    columns = tables[0].column_names
+    if "image" not in columns:
+        raise InputError(f"{files[0]} has no column 'image': it has {', '.join(columns)}")
+    given_name = one_of(f"label column of {files[0]}", labels or "label", [c for c in columns if c != "image"])
+    names = ["label"] if given_name == "label" or "label" not in columns else ["label", given_name]
+    names = names if given_name in names else [given_name]
+    values = {}
+    for name in names:
+        array = np.concatenate([t.column(name).to_numpy() for t in tables])
+        if not np.issubdtype(array.dtype, np.integer):
+            raise InputError(
+                f"label column '{name}' of {files[0]} holds {array.dtype} (missing values?), not whole numbers"
+            )
+        values[name] = array.astype(np.int64)
+    metadata = json.loads((tables[0].schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = metadata.get("info", {}).get("features", {})
+    listed = next((features[n]["names"] for n in (given_name, "label") if "names" in features.get(n, {})), None)
+    class_names = list(listed or map(str, range(max(int(v.max(initial=-1)) for v in values.values()) + 1)))
+    for name, array in values.items():
+        bad = np.flatnonzero((array < 0) | (array >= len(class_names)))
+        if len(bad):
+            where = f"row {bad[0]} of label column '{name}' of {files[0]}"
+            raise InputError(f"{where} holds {array[bad[0]]}; labels run from 0 to {len(class_names) - 1}")
+    blobs = [cell["bytes"] for t in tables for cell in t.column("image").to_pylist()]
+    ids = [str(i) for i in range(len(blobs))]
+    images, kept, unreadable, notes = decode([blob or b"" for blob in blobs], ids, io.BytesIO, image_size)
+    true = values["label"][kept] if labels and "label" in values else None
+    return ImageSet(images, values[given_name][kept], true, class_names, [ids[i] for i in kept], unreadable, notes)
+
+
+def _folder(folder: Path, labels: str | None, image_size: int | None) -> ImageSet:
+    files = {}  # id > path, in sorted order; links are not followed, hidden names are skipped
+    for path, inner, names in os.walk(folder):
+        inner[:] = sorted(d for d in inner if not d.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                files[(Path(path) / name).relative_to(folder).as_posix()] = Path(path) / name
+    if not files:
+        raise InputError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
+    tables = sorted(folder.glob("*.csv"))
+    if tables:
+        given, true, unreadable = _csv_labels(tables, set(files), labels)
+    else:
+        if labels:
+            raise InputError(f"{folder} has no label column '{labels}': it has no CSV, its labels are its sub-folders")
+        given = {id: id.split("/")[0] for id in files if "/" in id}
+        true, unreadable = {}, [(id, "lies outside the class folders") for id in files if "/" not in id]
+        if not given:
+            raise InputError(f"{folder} has no labels: neither one sub-folder a class nor a CSV with columns id,label")
+    ids = [id for id in files if id in given]
+    images, kept, broken, notes = decode([files[id] for id in ids], ids, lambda path: path, image_size)
+    ids = [ids[i] for i in kept]
+    class_names = _class_names({given[id] for id in ids} | {true[id] for id in ids if id in true})
+    number = {name: i for i, name in enumerate(class_names)}
+    labels_given = np.array([number[given[id]] for id in ids], np.int64)
+    labels_true = np.array([number[true[id]] for id in ids], np.int64) if true else None
+    for lonely in np.flatnonzero(np.bincount(labels_given, minlength=len(class_names)) == 1):
+        notes.append(f"class '{class_names[lonely]}' has one image: no other one of its class can speak for it")
+    return ImageSet(images, labels_given, labels_true, class_names, ids, sorted(unreadable + broken), notes)
+
+
+def _csv_labels(tables: list[Path], files: set[str], labels: str | None) -> tuple[dict, dict, list]:
+    """Return {id: given label}, {id: true label} (empty if unknown) and [(id, reason)] from the one CSV."""
+    if len(tables) > 1:
+        raise InputError(
+            f"{tables[0].parent} holds {len(tables)} CSV files; there should be one, with columns id,label"
+        )
+    table = tables[0]
+    try:
+        with open(table, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns, rows = list(reader.fieldnames or []), list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{table} is no UTF-8 CSV: {error}") from None
+    if "id" not in columns:
+        raise InputError(f"{table} has no column 'id': it has {', '.join(columns) or 'none'}")
+    name = one_of(f"label column of {table}", labels or "label", [c for c in columns if c != "id"])
+    given, true, unreadable = {}, {}, []
+    for row in rows:
+        id, label = row["id"], row[name]
+        if id in given:
+            raise InputError(f"{table} lists '{id}' twice")
+        if id not in files:
+            unreadable.append((id, f"listed in {table.name}, but there is no such image"))
+        elif not label:
+            unreadable.append((id, f"has no {name} in {table.name}"))
+        else:
+            given[id] = label
+            if name != "label" and row.get("label"):
+                true[id] = row["label"]
+    unreadable += [(id, f"not listed in {table.name}") for id in files - {row["id"] for row in rows}]
+    if not given:
+        raise InputError(f"{table} labels none of the images beside it: its ids must be paths relative to the folder")
+    return given, true if len(true) == len(given) else {}, unreadable
+
+
+def _class_names(names: set[str]) -> list[str]:
+    """Sort numbers as numbers, everything else as text."""
+    return sorted(names, key=int) if all(n.isdecimal() for n in names) else sorted(names)
+
+
+def _resize(images: Tensor, size: int) -> Tensor:
+    """Return uint8 [N, C, size, size]."""
+    blocks = [F.interpolate(b.float(), (size, size), mode="bicubic", antialias=True) for b in images.split(1024)]
+    return torch.cat([b.round().clamp(0, 255).to(torch.uint8) for b in blocks])

@@ -1,0 +1,123 @@
+"""Decoding: many image files, or their bytes, into one uint8 tensor, in parallel; what cannot be read is listed."""
+
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ptglab.errors import InputError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+MAX_PIXELS = 100_000_000  # of one image; a larger one is listed as unreadable
+IN_MEMORY = 2 << 30  # bytes of pixels above which they lie in a memory-mapped temporary file
+BLOCK = 64  # images a task
+SMALL_PIXELS = 96 * 96
+
+
+def decode(
+    sources: list, ids: list[str], opened: Callable, image_size: int | None
+) -> tuple[Tensor, list[int], list[tuple[str, str]], list[str]]:
+    """Decode images in two passes: headers, then pixels straight into the one tensor.
+
+    sources: what `opened` turns into something Pillow opens; ids: their names in messages. Images of one size keep it;
+    mixed ones become a square of the median side, 32 to 224, or of `image_size`. All grey stays one channel.
+    Returns (images uint8 [M, C, H, W], the M rows of `sources` that were readable, [(id, reason)] of the others, notes
+    on what was changed). Raises InputError if none is readable.
+    """
+    headers = _in_parallel(lambda i: _header(opened(sources[i])), len(sources), "reading headers")
+    reasons = {i: header for i, header in enumerate(headers) if isinstance(header, str)}
+    rows = [i for i in range(len(sources)) if i not in reasons]
+    pixels, notes = np.empty((0, 1, 1, 1), np.uint8), []
+    if rows:
+        sizes, grey, alpha = (np.array(column) for column in zip(*(headers[i] for i in rows), strict=True))
+        size, notes = _common_size(sizes, image_size)
+        channels = 1 if grey.all() else 3
+        notes += [f"{grey.sum():,} grey images converted to colour"] if channels == 3 and grey.any() else []
+        notes += [f"{alpha.sum():,} images with an alpha channel, which was dropped"] if alpha.any() else []
+        pixels = _allocate((len(rows), channels, size[1], size[0]))
+
+        def fill(row: int) -> str | None:
+            try:
+                pixels[row] = _pixels(opened(sources[rows[row]]), channels, size)
+            except Exception as error:  # a decoder may raise anything on a damaged file
+                return f"cannot be decoded: {error}".removesuffix(": ")
+
+        # A small image is mostly Python overhead, under one lock: threads would only get in each other's way.
+        workers = None if np.prod(sizes, axis=1).mean() > SMALL_PIXELS else 1
+        failed = _in_parallel(fill, len(rows), "decoding", workers)
+        reasons |= {rows[row]: reason for row, reason in enumerate(failed) if reason}
+    kept = [i for i in rows if i not in reasons]
+    if not kept:
+        raise InputError(f"none of the {len(sources)} images can be read, the first: '{ids[0]}' ({reasons[0]})")
+    if len(kept) < len(rows):
+        pixels = pixels[[i not in reasons for i in rows]]
+    return torch.from_numpy(pixels), kept, [(ids[i], reasons[i]) for i in sorted(reasons)], notes
+
+
+def _in_parallel(task: Callable[[int], object], number: int, title: str, workers: int | None = None) -> list:
+    """Return [task(0), ..., task(number - 1)], in `workers` threads, under a progress bar once it takes longer."""
+
+    def block(start: int) -> list:
+        return [task(i) for i in range(start, min(start + BLOCK, number))]
+
+    results = []
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=number, desc=title, unit=" images", delay=3, leave=False) as bar,
+    ):
+        for part in pool.map(block, range(0, number, BLOCK)):
+            results += part
+            bar.update(len(part))
+    return results
+
+
+def _common_size(sizes: np.ndarray, image_size: int | None) -> tuple[tuple[int, int], list[str]]:
+    """Return the one (width, height) for images of `sizes` [N, 2], and a note if that changes any unasked."""
+    if image_size:
+        return (image_size, image_size), []
+    if (sizes == sizes[0]).all():
+        return (int(sizes[0][0]), int(sizes[0][1])), []
+    side = int(np.clip(np.median(sizes), 32, 224))
+    return (side, side), [f"images of {len(np.unique(sizes, axis=0))} sizes, all resized to {side} x {side}"]
+
+
+def _header(file) -> tuple[tuple[int, int], bool, bool] | str:
+    """Return ((width, height), is it grey, has it an alpha channel), or why it cannot be read."""
+    try:
+        with Image.open(file) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}"
+            alpha = "A" in image.getbands() or "transparency" in image.info
+            return (
+                image.size,
+                image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16"),
+                alpha,
+            )
+    except Image.DecompressionBombError as error:
+        return str(error)
+    except Exception as error:  # a decoder may raise anything on a damaged file
+        return "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error) or "not an image"
+
+
+def _pixels(file, channels: int, size: tuple[int, int]) -> np.ndarray:
+    """Return uint8 [C, H, W]; of an animation the first frame, of deep grey the upper eight bits."""
+    with Image.open(file) as image:
+        if image.mode.startswith("I"):
+            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        image = image.convert("L" if channels == 1 else "RGB")
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        array = np.asarray(image)
+    return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+
+def _allocate(shape: tuple[int, ...]) -> np.ndarray:
+    """Return an uninitialised uint8 array; past IN_MEMORY bytes it lies in a temporary file that goes with it."""
+    if np.prod(shape) <= IN_MEMORY:
+        return np.empty(shape, np.uint8)
+    return np.memmap(tempfile.TemporaryFile(), np.uint8, "w+", shape=shape)

@@ -1,0 +1,151 @@
+"""Supervised training on noisy labels: THE loop for scratch, linear, light and full."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ptglab import augment, engine, optim, runs
+from ptglab.errors import InputError, one_of
+
+# mode -> learning rates of (head, backbone) for a batch of 128
+MODES = {"linear": (0.01, 0.0), "light": (0.01, 0.005), "full": (0.05, 0.05)}
+
+
+def train(
+    backbone: nn.Module,
+    head: nn.Module,
+    inputs: Tensor,
+    labels_given: np.ndarray,
+    *,
+    mode: str,
+    epochs: int,
+    batch_size: int = 128,
+    seed: int = 0,
+    place: engine.Place | None = None,
+    augmentation: str | None = None,
+    weight_decay: float = 5e-4,
+    validation: float = 0.1,
+    test: tuple[Tensor, np.ndarray] | None = None,
+    history: np.ndarray | None = None,
+    checkpoint: str | Path | None = None,
+) -> Iterator[dict]:
+    """Train `head`, and `backbone` unless `mode` is linear, in place on `labels_given`; yield one record an epoch.
+
+    inputs: uint8 images [N, C, H, W], or float32 features [N, D] with `nn.Identity()` as backbone (linear on cached
+    features). A stratified share `validation` of the rows is held out, its labels as noisy as the rest. A record
+    holds `epoch` (from 1), `loss`, `learning_rate`, `seconds`, `accuracy_train` (given labels, as trained),
+    `accuracy_validation` (given labels) and, with `test` = (inputs, clean labels), `accuracy_test`.
+    `history`, float32 [epochs, N], is filled with each epoch's margins: the logit of the given label less the
+    largest other one, as the row was trained on (Pleiss et al. 2020, arXiv 2001.10528, equation 1).
+    With `checkpoint`, an unfinished run goes on from it. Raises InputError for what cannot be trained, and
+    FloatingPointError when the loss is no longer finite.
+    """
+    head_rate, backbone_rate = MODES[one_of("mode", mode, MODES)]
+    if augmentation:
+        augment.preset(augmentation)
+    if len(np.unique(labels_given)) < 2:
+        raise InputError("there is only one class among the given labels: nothing to tell apart")
+    place = place or engine.place()
+    backbone, head = place.put(backbone), place.put(head)
+    groups = optim.parameter_groups([head], head_rate * batch_size / 128, weight_decay)
+    if backbone_rate:
+        groups += optim.parameter_groups([backbone], backbone_rate * batch_size / 128, weight_decay)
+    optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
+    modules = {"head": head, "backbone": backbone}
+    first = runs.load_checkpoint(checkpoint, optimizer, **modules)
+    labels = torch.as_tensor(np.asarray(labels_given))
+    held_out = (
+        engine.folds(labels_given, round(1 / validation), seed) == 0 if validation else np.zeros(len(labels), bool)
+    )
+    rows, held_out = torch.as_tensor(np.flatnonzero(~held_out)), torch.as_tensor(np.flatnonzero(held_out))
+    steps = engine.steps_per_epoch(len(rows), batch_size, drop_last=False)
+    warmup = steps * min(5, max(1, epochs // 10))
+
+    for epoch in range(first, epochs):
+        start, total, right = (
+            time.perf_counter(),
+            torch.zeros((), device=place.device),
+            torch.zeros((), device=place.device),
+        )
+        head.train(), backbone.train(bool(backbone_rate))
+        margins = torch.empty(len(labels), device=place.device)
+        order = engine.generator("cpu", seed, epoch, "order")
+        draws = engine.generator(place.device, seed, epoch, "weak")
+        for i, index in enumerate(engine.shuffled_batches(rows, batch_size, order, drop_last=False)):
+            optim.set_learning_rate(optimizer, optim.warmup_cosine(epoch * steps + i, epochs * steps, warmup))
+            x, y = inputs[index].to(place.device), labels[index].to(place.device)
+            x = augment.weak(x, augmentation, draws) if augmentation else engine.unit(x)
+            with place.autocast(), torch.set_grad_enabled(bool(backbone_rate)):
+                features = backbone(place.batch(x))
+            with place.autocast():
+                logits = head(features)
+            loss = F.cross_entropy(logits.float(), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(index)
+            margins[index.to(place.device)] = margin = _margins(logits.detach().float(), y)
+            right += (margin > 0).sum()
+        record = {
+            "epoch": epoch + 1,
+            "loss": total.item() / len(rows),
+            "learning_rate": optimizer.param_groups[0]["lr"],
+            "accuracy_train": right.item() / len(rows),
+        }
+        if not math.isfinite(record["loss"]):
+            raise FloatingPointError(runs.diverged(epoch + 1, checkpoint))
+        network = nn.Sequential(backbone, head)
+        if len(held_out):
+            y = labels[held_out].to(place.device)
+            margins[held_out.to(place.device)] = margin = _margins(engine.evaluate(network, inputs[held_out], place), y)
+            record["accuracy_validation"] = (margin > 0).float().mean().item()
+        if test is not None:
+            predicted = engine.evaluate(network, test[0], place).argmax(1).cpu().numpy()
+            record["accuracy_test"] = float((predicted == test[1]).mean())
+        if history is not None:
+            history[epoch] = margins.cpu().numpy()
+        record["seconds"] = time.perf_counter() - start
+        runs.save_checkpoint(checkpoint, epoch + 1, optimizer, **modules)
+        yield record
+
+
+def _margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return [B]: the logit of the label less the largest other; above 0 where the label is predicted."""
+    own = logits.gather(1, labels[:, None])[:, 0]
+    return own - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+
+
+def cross_fit(
+    start: Callable[[], tuple[nn.Module, nn.Module]],
+    inputs: Tensor,
+    labels_given: np.ndarray,
+    num_classes: int,
+    *,
+    folds: int = 2,
+    seed: int = 0,
+    place: engine.Place | None = None,
+    **options,
+) -> Iterator[tuple[dict, np.ndarray]]:
+    """Train a network a fold on the other folds; yield (record, probs) an epoch, `probs` whole after the last.
+
+    start: returns a new (backbone, head) for every fold. options: those of `train`.
+    probs: float32 [N, num_classes]; no row was predicted by a network that saw its label.
+    """
+    place = place or engine.place()
+    fold = engine.folds(labels_given, folds, seed)
+    probs = np.full((len(labels_given), num_classes), np.nan, np.float32)
+    for k in range(folds):
+        backbone, head = start()
+        rest, out = np.flatnonzero(fold != k), torch.as_tensor(np.flatnonzero(fold == k))
+        steps = train(backbone, head, inputs[rest], labels_given[rest], seed=seed, place=place, validation=0, **options)
+        for record in steps:
+            if record["epoch"] == options["epochs"]:
+                logits = engine.evaluate(nn.Sequential(backbone, head), inputs[out], place)
+                probs[out] = logits.softmax(1).cpu().numpy()
+            yield record | {"fold": k}, probs

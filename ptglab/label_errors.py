@@ -1,0 +1,220 @@
+"""Detectors of wrong labels: the labels in hand with probabilities or features in, `Suspects` out.
+
+No detector sees a true label. `probs` must be out of fold: a network that saw a label vouches for it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.neural_network import MLPClassifier
+
+from ptglab import neighbours
+from ptglab.errors import InputError, one_of
+
+TIE = 1e-6  # probabilities closer than this count as equal
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """score: float32 [N], low = suspicious; flagged: bool [N]; suggested: int64 [N], the label to put instead."""
+
+    score: np.ndarray
+    flagged: np.ndarray
+    suggested: np.ndarray
+
+
+def detect(
+    name: str,
+    labels: np.ndarray,
+    probs: np.ndarray | None = None,
+    features: np.ndarray | None = None,
+    history: np.ndarray | None = None,
+    seed: int = 0,
+    **options,
+) -> Suspects:
+    """Run the detector `name` on `labels`, the given ones, int64 [N].
+
+    probs: out-of-fold float [N, K]; features: float [N, D]; history: float [E, N] margins over epochs; DETECTORS says
+    which of them each needs; `options` are the detector's own keyword arguments. Raises InputError for an unknown name, for an input that is missing, of the
+    wrong length or not finite, and for labels outside 0 to K - 1.
+    """
+    detector = DETECTORS[one_of("detector", name, DETECTORS)]
+    labels = np.asarray(labels)
+    inputs = {"probs": probs, "features": features, "history": history}
+    for need in detector.needs:
+        array = inputs[need]
+        if array is None:
+            raise InputError(f"detector '{name}' needs {need}")
+        rows = array.shape[1] if need == "history" else len(array)
+        if rows != len(labels):
+            raise InputError(f"{need} has {rows} rows for {len(labels)} labels")
+        if not np.isfinite(array).all():
+            raise InputError(f"{need} holds values that are not finite")
+    if probs is not None and len(labels) and not 0 <= labels.min() <= labels.max() < probs.shape[1]:
+        raise InputError(
+            f"labels run from {labels.min()} to {labels.max()}; the probabilities have {probs.shape[1]} classes"
+        )
+    if detector.seeded:
+        options["seed"] = seed
+    return detector.find(labels, *(np.asarray(inputs[need]) for need in detector.needs), **options)
+
+
+def confidence(labels: np.ndarray, probs: np.ndarray, threshold: float = 0.5) -> Suspects:
+    """Flag labels whose own probability is below `threshold`; the score is that probability.
+
+    The "self-confidence" of Northcutt et al. 2021 (arXiv 1911.00068), section 3.
+    """
+    own = _own(labels, probs)
+    return _suspects(labels, probs, own, own < threshold)
+
+
+def disagreement(labels: np.ndarray, probs: np.ndarray) -> Suspects:
+    """Flag labels that are not the most probable class; the score is their probability less the largest other.
+
+    The baseline "predicted is not given" (C_confusion) of Northcutt et al. 2021 (arXiv 1911.00068), section 4.
+    """
+    own, other = _own(labels, probs), _largest_other(labels, probs)
+    return _suspects(labels, probs, own - other, own < other - TIE)
+
+
+def confident_learning(labels: np.ndarray, probs: np.ndarray) -> Suspects:
+    """Flag the off-diagonal of the confident joint; the score is the probability of the given label.
+
+    A row counts for class j if its probability reaches t_j, the mean probability of j among rows labelled j (the
+    most probable class, if several reach theirs). Flagged: it counts for another class than its label, and its label
+    is not the most probable class. Northcutt et al. 2021 (arXiv 1911.00068), equations 1 and 2.
+    """
+    own = _own(labels, probs)
+    guess = confident_class(labels, probs)
+    flagged = (guess >= 0) & (guess != labels) & (own < probs.max(1) - TIE)
+    return _suspects(labels, probs, own, flagged)
+
+
+def knn(labels: np.ndarray, features: np.ndarray, k: int = 20) -> Suspects:
+    """Flag labels that their `k` nearest neighbours outvote; the score is its vote less the largest other.
+
+    Neighbours by cosine similarity of `features`, the row itself left out. Zhu et al. 2022 (arXiv 2110.06283), the
+    local vote of section 3.2, with weights by similarity.
+    """
+    votes = neighbour_votes(labels, features, int(labels.max()) + 1, k)
+    return disagreement(labels, votes)
+
+
+def auxiliary(labels: np.ndarray, probs: np.ndarray, features: np.ndarray, seed: int = 0) -> Suspects:
+    """Train a small network to tell planted flips from given labels, and score the given labels with it.
+
+    N given labels, which may be wrong, against N labels planted in the place of others, which rows and which labels
+    drawn as the confident joint says labels go wrong here. That is learning from positive and unlabelled data: if
+    the network's odds planted : given are o and a share r of the given labels is wrong, a label is wrong with
+    probability r o, and o is 1/r wherever every label is wrong, as at the typical planted flip (Elkan & Noto 2008,
+    section 2). Flagged above one half; the score is 1 less that probability.
+    """
+    draws = np.random.default_rng(seed)
+    votes = neighbour_votes(labels, features, probs.shape[1], k=20)
+    thresholds = class_thresholds(labels, probs)
+    rows, planted = _plant(labels, probs, draws)
+    x = np.concatenate([
+        _signals(labels, probs, votes, thresholds),
+        _signals(planted, probs[rows], votes[rows], thresholds),
+    ])  # fmt: skip
+    x = (x - x.mean(0)) / (x.std(0) + 1e-6)
+    is_planted = np.repeat([0, 1], len(labels))
+    network = MLPClassifier((16,), alpha=1e-2, early_stopping=True, max_iter=500, random_state=seed)
+    q = network.fit(x, is_planted).predict_proba(x)[:, 1].clip(1e-6, 1 - 1e-6)
+    odds = q / (1 - q)
+    rate = min(1.0, 1 / np.median(odds[is_planted == 1]))
+    wrong = np.minimum(1, rate * odds[is_planted == 0])
+    return _suspects(labels, (probs + votes) / 2, 1 - wrong, wrong > 0.5)
+
+
+@dataclass(frozen=True)
+class Detector:
+    find: Callable[..., Suspects]
+    needs: tuple[str, ...]
+    seeded: bool = False
+
+
+DETECTORS = {
+    "confidence": Detector(confidence, ("probs",)),
+    "disagreement": Detector(disagreement, ("probs",)),
+    "confident_learning": Detector(confident_learning, ("probs",)),
+    "knn": Detector(knn, ("features",)),
+    "auxiliary": Detector(auxiliary, ("probs", "features"), seeded=True),
+}
+
+
+def class_thresholds(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
+    """Return t [K]: the mean probability of class j among rows labelled j; infinite for a class nobody has."""
+    counts = np.bincount(labels, minlength=probs.shape[1])
+    sums = np.bincount(labels, weights=_own(labels, probs), minlength=probs.shape[1])
+    return np.where(counts, np.maximum(sums / np.maximum(counts, 1), 2 * TIE), np.inf)
+
+
+def confident_class(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
+    """Return int64 [N]: the class each row confidently belongs to, -1 for none; see `confident_learning`."""
+    reached = probs >= class_thresholds(labels, probs) - TIE
+    number = reached.sum(1)
+    guess = np.where(number > 1, probs.argmax(1), reached.argmax(1))
+    return np.where(number > 0, guess, -1)
+
+
+def neighbour_votes(labels: np.ndarray, features: np.ndarray, num_classes: int, k: int) -> np.ndarray:
+    """Return float32 [N, K]: how the `k` nearest other rows vote, by their given labels."""
+    similarity, index = neighbours.nearest(features, k)
+    return neighbours.vote(similarity, labels[index], num_classes)
+
+
+def _suspects(labels: np.ndarray, probs: np.ndarray, score: np.ndarray, flagged: np.ndarray) -> Suspects:
+    """Suggest the most probable class, and for a flagged label the most probable other one."""
+    suggested = np.where(flagged, _others(labels, probs).argmax(1), probs.argmax(1))
+    return Suspects(score.astype(np.float32), flagged, suggested)
+
+
+def _own(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
+    return probs[np.arange(len(labels)), labels]
+
+
+def _others(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
+    """Return a copy of `probs` in which the label's own probability is -inf."""
+    others = np.array(probs)
+    others[np.arange(len(labels)), labels] = -np.inf
+    return others
+
+
+def _largest_other(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
+    return _others(labels, probs).max(1)
+
+
+def _plant(labels: np.ndarray, probs: np.ndarray, draws: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw N rows, with replacement, and a wrong label for each, as the confident joint says labels go wrong.
+
+    A row of most probable class i is drawn in proportion to how often i is mislabelled, and gets the label j in
+    proportion to how often i is given as j, but never its given label.
+    """
+    guess, k = confident_class(labels, probs), probs.shape[1]
+    joint = np.full((k, k), 0.1)  # no pair is impossible
+    np.add.at(joint, (guess[guess >= 0], labels[guess >= 0]), 1)
+    shares = joint / joint.sum(1, keepdims=True)
+    np.fill_diagonal(shares, 0)
+    weights = shares[probs.argmax(1)]  # [N, K]
+    weights[np.arange(len(labels)), labels] = 0
+    rows = draws.choice(len(labels), len(labels), p=weights.sum(1) / weights.sum())
+    cumulative = weights[rows].cumsum(1)
+    return rows, (draws.random((len(rows), 1)) * cumulative[:, -1:] >= cumulative).sum(1)
+
+
+def _signals(labels: np.ndarray, probs: np.ndarray, votes: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Return float [N, 8]: what the head and the neighbours say of each label, and how sure they are at all."""
+    own, vote = _own(labels, probs), _own(labels, votes)
+    entropy = -(probs * np.log(probs.clip(1e-12))).sum(1)
+    return np.stack([
+        own,
+        np.log(own.clip(1e-6)),
+        own - _largest_other(labels, probs),
+        own - np.minimum(thresholds, 1)[labels],
+        (probs > own[:, None]).sum(1) / probs.shape[1],
+        vote,
+        vote - _largest_other(labels, votes),
+        entropy,
+    ], axis=1)  # fmt: skip

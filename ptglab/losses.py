@@ -1,0 +1,61 @@
+"""Two-view losses as pure functions of projections; symbols and constants are the papers'."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5) -> Tensor:
+    """Normalised temperature-scaled cross entropy of SimCLR: each view must find its twin among 2B - 1.
+
+    z1, z2: projections [B, D] of the two views, row i of one the twin of row i of the other; any scale.
+    Returns a scalar. Chen et al. 2020 (arXiv 2002.05709), equation 1.
+    """
+    z = F.normalize(torch.cat([z1, z2]).float(), dim=1)  # [2B, D]
+    similarity = z @ z.T / temperature
+    similarity.fill_diagonal_(-torch.inf)  # a view is no negative of itself
+    b = len(z1)
+    twin = torch.cat([torch.arange(b, 2 * b), torch.arange(b)]).to(z.device)
+    return F.cross_entropy(similarity, twin)
+
+
+def barlow_twins(z1: Tensor, z2: Tensor, lambd: float = 5e-3) -> Tensor:
+    """Barlow Twins: the cross-correlation of the views should be the identity.
+
+    z1, z2: projections [B, D], B > 1. Returns a scalar, summed over the D x D entries.
+    Zbontar et al. 2021 (arXiv 2103.03230), equation 1; lambda from section 2.2.
+    """
+    c = standardise(z1).T @ standardise(z2) / len(z1)  # [D, D]
+    on_diagonal = (torch.diagonal(c) - 1).square().sum()
+    off_diagonal = c.square().sum() - torch.diagonal(c).square().sum()
+    return on_diagonal + lambd * off_diagonal
+
+
+def vicreg(
+    z1: Tensor,
+    z2: Tensor,
+    invariance: float = 25.0,
+    variance: float = 25.0,
+    covariance: float = 1.0,
+    eps: float = 1e-4,
+) -> Tensor:
+    """VICReg: twins close, every dimension with a standard deviation of at least 1, dimensions uncorrelated.
+
+    z1, z2: projections [B, D], B > 1. Returns a scalar.
+    Bardes et al. 2022 (arXiv 2105.04906), equation 6; the variance term is the mean over the two views,
+    the covariance term their sum, as in the authors' implementation.
+    """
+    z1, z2 = z1.float(), z2.float()
+    hinge = sum(F.relu(1 - (z.var(dim=0) + eps).sqrt()).mean() for z in (z1, z2)) / 2
+    spread = 0.0
+    for z in (z1, z2):
+        centred = z - z.mean(0)
+        c = centred.T @ centred / (len(z) - 1)  # [D, D]
+        spread = spread + (c.square().sum() - torch.diagonal(c).square().sum()) / z.shape[1]
+    return invariance * F.mse_loss(z1, z2) + variance * hinge + covariance * spread
+
+
+def standardise(z: Tensor, eps: float = 1e-5) -> Tensor:
+    """Return [B, D] float32 with mean 0 and (biased) variance 1 along the batch."""
+    z = z.float()
+    return (z - z.mean(0)) / (z.var(0, unbiased=False) + eps).sqrt()

@@ -1,0 +1,114 @@
+"""Self-supervised pre-training: THE two-view loop, and the METHODS it can run."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ptglab import augment, backbones, engine, losses, neighbours, optim, runs
+from ptglab.errors import InputError, one_of
+
+KNN_ROWS = 2048  # images the online kNN accuracy is taken on
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table: the loss with its options, the two views, the projector, the optimizer's numbers."""
+
+    loss: Callable[..., Tensor]
+    views: str
+    hidden: int
+    out: int
+    layers: int
+    learning_rate: float  # for a batch of 256, scaled linearly with the batch
+    options: dict = field(default_factory=dict)
+
+
+# Loss constants are the papers'; learning rates, heads and temperature are solo-learn's for CIFAR (JMLR 2022).
+METHODS = {
+    "simclr": Method(losses.nt_xent, "simclr", 2048, 256, 2, 0.4, {"temperature": 0.2}),
+    "barlow_twins": Method(losses.barlow_twins, "barlow_twins", 2048, 2048, 3, 0.3),
+    "vicreg": Method(losses.vicreg, "vicreg", 2048, 2048, 3, 0.3),
+}
+
+
+def train(
+    backbone: backbones.ResNet,
+    images: Tensor,
+    method: str,
+    *,
+    epochs: int,
+    batch_size: int = 256,
+    seed: int = 0,
+    place: engine.Place | None = None,
+    views: str | None = None,
+    learning_rate: float | None = None,
+    weight_decay: float = 1e-4,
+    projection: int | None = None,
+    labels_given: np.ndarray | None = None,
+    checkpoint: str | Path | None = None,
+) -> Iterator[dict]:
+    """Pre-train `backbone` in place on `images` (uint8 [N, C, H, W]) alone; yield one record an epoch.
+
+    A record holds `epoch` (from 1), `loss`, `learning_rate`, `images_per_second`, `seconds` and, if `labels_given`
+    [N] is passed, `knn_accuracy` against it: the labels are looked at, never learned from. `views` names an
+    augmentation preset, `projection` the width of the projector; both default to the method's own.
+    With `checkpoint`, every epoch's state is written there and an unfinished run goes on from it, drawing what it
+    would have drawn. Raises InputError for an unknown name or a size that cannot be trained, and
+    FloatingPointError when the loss is no longer finite.
+    """
+    spec = METHODS[one_of("method", method, METHODS)]
+    views = views or spec.views
+    augment.preset(views)
+    place = place or engine.place()
+    batch_size = min(batch_size, len(images))
+    if batch_size < 2 or epochs < 1:
+        raise InputError(f"nothing to train: {len(images)} images, batch_size {batch_size}, epochs {epochs}")
+    hidden, out = (projection or spec.hidden), min(spec.out, projection or spec.out)
+    projector = backbones.projector(backbone.num_features, hidden, out, spec.layers, seed)
+    backbone, projector = place.put(backbone), place.put(projector)
+    rate = (learning_rate or spec.learning_rate) * batch_size / 256
+    optimizer = optim.LARS(optim.parameter_groups([backbone, projector], rate, weight_decay), lr=rate)
+    first = runs.load_checkpoint(checkpoint, optimizer, backbone=backbone, projector=projector)
+    rows = torch.arange(len(images))
+    steps = engine.steps_per_epoch(len(rows), batch_size, drop_last=True)
+    warmup = steps * min(10, max(1, epochs // 10))
+
+    for epoch in range(first, epochs):
+        start, total = time.perf_counter(), torch.zeros((), device=place.device)
+        backbone.train(), projector.train()
+        order = engine.generator("cpu", seed, epoch, "order")
+        draws = engine.generator(place.device, seed, epoch, "views")
+        for i, index in enumerate(engine.shuffled_batches(rows, batch_size, order, drop_last=True)):
+            optim.set_learning_rate(optimizer, optim.warmup_cosine(epoch * steps + i, epochs * steps, warmup))
+            view1, view2 = augment.two_views(images[index].to(place.device), views, draws)
+            with place.autocast():
+                z1, z2 = projector(backbone(place.batch(torch.cat([view1, view2])))).chunk(2)
+            loss = spec.loss(z1, z2, **spec.options)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()
+        seconds = time.perf_counter() - start
+        record = {"epoch": epoch + 1, "loss": total.item() / steps, "learning_rate": optimizer.param_groups[0]["lr"],
+                  "images_per_second": steps * batch_size / seconds, "seconds": seconds}  # fmt: skip
+        if not math.isfinite(record["loss"]):
+            raise FloatingPointError(runs.diverged(epoch + 1, checkpoint))
+        if labels_given is not None:
+            record["knn_accuracy"] = _knn_accuracy(backbone, images, labels_given, place)
+        runs.save_checkpoint(checkpoint, epoch + 1, optimizer, backbone=backbone, projector=projector)
+        yield record
+
+
+def _knn_accuracy(backbone: nn.Module, images: Tensor, labels: np.ndarray, place: engine.Place) -> float:
+    """Share of up to KNN_ROWS images, evenly spread, whose 20 nearest others vote for the given label."""
+    rows = torch.arange(0, len(images), -(-len(images) // KNN_ROWS))
+    similarity, index = neighbours.nearest(engine.evaluate(backbone, images[rows], place), k=20)
+    labels = np.asarray(labels)[rows.numpy()]
+    votes = neighbours.vote(similarity, labels[index], int(labels.max()) + 1)
+    return float((votes.argmax(1) == labels).mean())

@@ -1,0 +1,288 @@
+"""The run folder: parameters, records, weights, arrays, results; written atomically, resumable."""
+
+import ast
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from ptglab.errors import InputError, one_of
+
+RESULT_COLUMNS = [
+    "dataset",
+    "labels",
+    "n_train",
+    "backbone",
+    "init",
+    "mode",
+    "loss",
+    "noise",
+    "noise_rate",
+    "effective_rate",
+    "seed",
+    "accuracy_last",
+    "accuracy_best",
+    "accuracy_selected",
+    "detector",
+    "precision",
+    "recall",
+    "f1",
+    "balanced_accuracy",
+    "auroc",
+    "average_precision",
+    "seconds_pretrain",
+    "seconds_finetune",
+    "seconds_detect",
+    "device",
+    "torch_version",
+    "commit",
+]
+NOT_IDENTITY = {"run_dir", "device"}  # parameters that do not change what a run computes
+
+
+class Run:
+    """A folder with `params.json`, `metrics.jsonl`, `model.safetensors`, `arrays/`, `results.csv`, `figures/`.
+
+    A stage is a run folder inside a run folder; one that is finished carries the marker `done`.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @property
+    def params(self) -> dict:
+        """The parameters the run was started with. Raises InputError if there is no run here."""
+        try:
+            return json.loads((self.path / "params.json").read_text())
+        except FileNotFoundError:
+            raise InputError(f"no run at {self.path}: execute the notebook that makes it first") from None
+
+    def stage(self, name: str) -> "Run":
+        """Return the run folder `name` inside this one, made if needed."""
+        inner = Run(self.path / name)
+        inner.path.mkdir(parents=True, exist_ok=True)
+        return inner
+
+    @property
+    def done(self) -> bool:
+        return (self.path / "done").exists()
+
+    def finish(self) -> None:
+        """Mark the run finished and drop its checkpoint."""
+        write(self.path / "done", lambda path: path.write_text("finished\n"))
+        self.checkpoint.unlink(missing_ok=True)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "model.safetensors"
+
+    def follow(self, records: Iterable[dict]) -> Iterator[dict]:
+        """Write each record to `metrics.jsonl` as it comes, and pass it on."""
+        for record in records:
+            with open(self.path / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(record) + "\n")
+            yield record
+
+    def records(self) -> pd.DataFrame:
+        """Return the records, one row an epoch; an epoch that was run again after an interruption counts once."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return pd.DataFrame()
+        frame = pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()])
+        return frame.drop_duplicates("epoch", keep="last").sort_values("epoch", ignore_index=True)
+
+    def save_array(self, name: str, array: np.ndarray) -> None:
+        """Write `arrays/name.npy`; arrays of Python objects are refused."""
+        (self.path / "arrays").mkdir(exist_ok=True)
+
+        def save(path: Path) -> None:
+            with open(path, "wb") as file:
+                np.save(file, np.asarray(array), allow_pickle=False)
+
+        write(self.path / "arrays" / f"{name}.npy", save)
+
+    def array(self, name: str) -> np.ndarray:
+        """Return `arrays/name.npy`, memory-mapped. Raises InputError naming the arrays that exist."""
+        stored = sorted(path.stem for path in (self.path / "arrays").glob("*.npy"))
+        if name not in stored:
+            raise InputError(f"no array '{name}' in {self.path}: there are {', '.join(stored) or 'none'}")
+        return np.load(self.path / "arrays" / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+    def save_results(self, rows: Iterable[dict]) -> pd.DataFrame:
+        """Write `results.csv`, one row a result, and return it; an unknown column is refused, a missing one empty."""
+        rows = list(rows)
+        for column in {name for row in rows for name in row}:
+            one_of("result column", column, RESULT_COLUMNS)
+        frame = pd.DataFrame([stamp() | row for row in rows], columns=RESULT_COLUMNS)
+        write(self.path / "results.csv", lambda path: frame.to_csv(path, index=False))
+        return frame
+
+    def results(self) -> pd.DataFrame:
+        """Return `results.csv`; missing figures are NaN. Raises InputError if it is not there."""
+        try:
+            return pd.read_csv(self.path / "results.csv")
+        except FileNotFoundError:
+            raise InputError(f"no results in {self.path}: execute the notebook that makes them first") from None
+
+    def save_figure(self, name: str, figure) -> Path:
+        """Write a matplotlib figure as `figures/name.png` and return its path."""
+        (self.path / "figures").mkdir(exist_ok=True)
+        path = self.path / "figures" / f"{name}.png"
+        write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight"))
+        return path
+
+
+def parameters(notebook: str, namespace: dict) -> dict[str, bool | int | float | str]:
+    """Return the values that `namespace` (a notebook's globals) holds for the parameters `notebook` declares.
+
+    papermill writes what it was given into a cell of its own and only warns of a name nobody declared; that cell, in
+    IPython's `In`, is read here. Raises InputError for such a name, with the nearest, and for a value of another type.
+    """
+    declared = declared_parameters(notebook)
+    injected = [cell for cell in namespace.get("In", []) if cell.startswith("# Parameters")]
+    given = {target.id for cell in injected for node in ast.parse(cell).body for target in node.targets}
+    return checked(notebook, declared, {name: namespace[name] for name in declared.keys() | given})
+
+
+def checked(notebook: str, declared: dict, values: dict) -> dict:
+    """Return `values` if every one is declared with that type; see `parameters`. A whole number will do for a real."""
+    for name, value in values.items():
+        default = declared[one_of(f"parameter of {notebook}", name, declared)]
+        allowed = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(default, bool):
+            raise InputError(
+                f"parameter '{name}' of {notebook} is {value!r}; it must be of type {type(default).__name__}"
+            )
+    return values
+
+
+def declared_parameters(notebook: str) -> dict[str, bool | int | float | str]:
+    """Return {name: default} from the cell tagged `parameters` of a notebook: one of ours by name, or any by path."""
+    cells = json.loads(notebook_path(notebook).read_text(encoding="utf-8"))["cells"]
+    source = next(("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])), "")
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
+
+
+def notebook_path(notebook: str) -> Path:
+    """Return the file of a notebook: one of ours, named as "02_pretrain", in the wheel or the checkout; or a path.
+
+    Raises InputError, naming ours, if there is no such notebook.
+    """
+    if Path(notebook).suffix == ".ipynb" and Path(notebook).is_file():
+        return Path(notebook)
+    inside, beside = Path(__file__).parent / "notebooks", Path(__file__).parents[1] / "notebooks"
+    ours = {path.stem: path for path in sorted((inside if inside.is_dir() else beside).glob("*.ipynb"))}
+    return ours[one_of("notebook", Path(notebook).stem, ours)]
+
+
+def start(path: str | Path, **params) -> Run:
+    """Open the run folder at `path`, made if needed, and snapshot `params` into it.
+
+    A folder that holds a run with the same parameters is gone on with. Raises InputError, with the difference, if
+    it holds one with others, or if the folder cannot be written.
+    """
+    run = Run(path)
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        if (run.path / "params.json").exists():
+            stored = run.params
+            different = [
+                f"{name} {stored.get(name)!r} there, {params.get(name)!r} here"
+                for name in sorted(stored.keys() | params.keys())
+                if name not in NOT_IDENTITY and stored.get(name) != params.get(name)
+            ]
+            if different:
+                raise InputError(f"{path} holds a run with other parameters ({'; '.join(different)}): "
+                                 "give another run_dir, or delete that folder")  # fmt: skip
+        else:
+            write(run.path / "params.json", lambda p: p.write_text(json.dumps(params, indent=1) + "\n"))
+    except OSError as error:
+        raise InputError(f"cannot write the run folder {path}: {error.strerror}") from None
+    return run
+
+
+def write(path: Path, save: Callable[[Path], object]) -> None:
+    """Have `save` write a file beside `path`, flush it to disk, and put it in place in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(path: str | Path | None, epoch: int, optimizer: torch.optim.Optimizer, **modules) -> None:
+    """Write the state after `epoch` epochs: every module, every optimizer tensor. Without a `path`, do nothing."""
+    if path is None:
+        return
+    tensors = {f"{name}/{k}": v for name, module in modules.items() for k, v in module.state_dict().items()}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{i}/{k}": v for k, v in state.items()}
+    tensors = {k: v.contiguous() for k, v in tensors.items()}
+    write(Path(path), lambda p: save_file(tensors, p, metadata={"epoch": str(epoch)}))
+
+
+def load_checkpoint(path: str | Path | None, optimizer: torch.optim.Optimizer, **modules) -> int:
+    """Load what `save_checkpoint` wrote, strictly, and return how many epochs are done; 0 if there is nothing.
+
+    Raises InputError if the file is damaged or belongs to another network.
+    """
+    if path is None or not Path(path).exists():
+        return 0
+    try:
+        with safe_open(path, "pt") as file:
+            epoch = int(file.metadata()["epoch"])
+        tensors = load_file(path)
+        for name, module in modules.items():
+            own = {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}
+            module.load_state_dict(own, strict=True)
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(f"{path} cannot be resumed: {str(error).splitlines()[0]}; delete it to start anew") from None
+    state: dict[int, dict] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer/"):
+            _, i, name = key.split("/")
+            state.setdefault(int(i), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return epoch
+
+
+def diverged(epoch: int, checkpoint: str | Path | None) -> str:
+    """Return the one line a run ends with when its loss is no longer finite."""
+    kept = f"the last good state is {checkpoint}" if checkpoint and Path(checkpoint).exists() else "nothing was kept"
+    return f"the loss is not finite in epoch {epoch}; {kept}; a lower learning_rate usually mends it"
+
+
+def stamp() -> dict:
+    """Return where a result was measured: the versions and the commit."""
+    return {"torch_version": torch.__version__, "commit": commit()}
+
+
+def commit() -> str:
+    """Return the commit of the checkout ptglab runs from, with `+` if it was changed since; empty if installed."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return ""
+    describe = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
+    return subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def hardware(device: torch.device) -> str:
+    """Return the device in words: the GPU's name, or the processor with its number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu {platform.machine()}, {torch.get_num_threads()} threads"
