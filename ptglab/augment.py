@@ -55,10 +55,14 @@ MIRROR_SENSITIVE = {"digits", "svhn"}  # data whose classes a flip would confuse
 
 
 def suited(name: str, dataset: str) -> str:
-    """Return the variant of preset `name` for `dataset`: without flips and hue where classes are mirror-sensitive."""
+    """Return the variant of preset `name` for `dataset`: without flips and hue where classes are mirror-sensitive.
+
+    Raises InputError for an unknown name.
+    """
+    preset(name)
     if dataset not in MIRROR_SENSITIVE:
         return name
-    return "weak_digits" if name == "weak" else "digits"
+    return "weak_digits" if name in ("weak", "weak_digits") else "digits"
 
 
 def preset(name: str) -> tuple[Recipe, Recipe]:

@@ -107,9 +107,9 @@ def build(name: str, width: int, images: Tensor, seed: int) -> ResNet:
     images. Raises InputError for an unknown name.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         backbone = ResNet(name, width, images.shape[1])
-    sample = images[:: max(1, len(images) // 10_000)].float() / 255
+    sample = images[:: max(1, -(-len(images) // 10_000))].float() / 255
     backbone.mean.copy_(sample.mean((0, 2, 3)))
     backbone.std.copy_(sample.std((0, 2, 3)).clamp(min=0.01))
     return backbone
@@ -119,7 +119,7 @@ def projector(features: int, hidden: int, out: int, layers: int, seed: int) -> n
     """Return an MLP [B, features] -> [B, out] of `layers` linear layers, batch norm and ReLU between them."""
     sizes = [features] + [hidden] * (layers - 1) + [out]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         modules = []
         for a, b in zip(sizes[:-2], sizes[1:-1], strict=True):
             modules += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU(inplace=True)]
@@ -165,6 +165,6 @@ def load(path: str | Path) -> tuple[ResNet, nn.Module | None]:
         modules.load_state_dict(load_file(path), strict=True)
     except FileNotFoundError:
         raise InputError(f"no weights at {path}: run the notebook that trains them first") from None
-    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path} holds no network of ours: {str(error).splitlines()[0]}") from None
+    except (SafetensorError, OSError, json.JSONDecodeError, AttributeError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path} holds no network of ours: {' '.join(str(error).split())[:200]}") from None
     return modules["backbone"], modules["head"] if num_classes else None

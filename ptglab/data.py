@@ -5,10 +5,12 @@ import io
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
@@ -101,8 +103,7 @@ def load(
     elif files := _parquet_files(Path(source), split):
         return _parquet(files, labels, image_size)
     else:
-        folder = Path(source) / split
-        return _folder(folder if folder.is_dir() else Path(source), labels, image_size)
+        return _folder(_split_folders(Path(source)), split, labels, image_size)
     if image_size is not None:
         image_set = replace(image_set, images=_resize(image_set.images, image_size))
     return image_set
@@ -122,8 +123,7 @@ def splits(source: str | Path) -> list[str]:
         one_of("dataset", str(source), [*NAMES, "or a folder or parquet file"])
     if path.is_file() and path.suffix != ".parquet":
         raise InputError(f"{source} is neither a folder nor a .parquet file")
-    found = bool(_parquet_files(path, "test")) or (path / "train").is_dir() and (path / "test").is_dir()
-    return ["train", "test"] if found else ["train"]
+    return ["train", "test"] if _parquet_files(path, "test") or len(_split_folders(path)) > 1 else ["train"]
 
 
 def root() -> Path:
@@ -147,14 +147,15 @@ def read_cifar_n(path: str | Path) -> dict[str, np.ndarray]:
         with torch.serialization.safe_globals(allowed):
             columns = torch.load(path, weights_only=True)
         columns = {name: np.asarray(values, np.int64) for name, values in columns.items()}
-    except Exception as error:  # whatever a foreign pickle makes the unpickler say
-        raise InputError(f"{path} is no CIFAR-N label file: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # whatever a foreign pickle makes the unpickler say; torch's advice is to trust it
+        raise InputError(f"{path} is no CIFAR-N label file, a dictionary of whole-number NumPy arrays: it was not "
+                         f"loaded ({type(error).__name__})") from None  # fmt: skip
     return {_label_name(name): values for name, values in columns.items()}
 
 
 def _label_name(name: str) -> str:
     """`worse_label`, `random_label1`, `clean_label` > `label_worse`, `label_random1`, `label`."""
-    words = name.replace("label", "").replace("__", "_").strip("_")
+    words = name.replace("_label", "")
     return "label" if words == "clean" else f"label_{words}"
 
 
@@ -181,7 +182,8 @@ def _torchvision(name: str, split: str, labels: str | None) -> ImageSet:
     try:
         dataset = getattr(torchvision.datasets, TORCHVISION[name])(str(folder), download=True, **where)
     except (OSError, RuntimeError) as error:
-        raise InputError(f"{name} is not under {folder} and could not be downloaded ({error}): put it there, or set "
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name} is not under {folder} and could not be downloaded ({reason}): put it there, or set "
                          "PTGLAB_DATA to the folder that holds it") from None  # fmt: skip
     images = torch.as_tensor(dataset.data)
     if images.ndim == 3:  # [N, H, W]
@@ -193,7 +195,7 @@ def _torchvision(name: str, split: str, labels: str | None) -> ImageSet:
     if labels not in (None, "label"):
         path = folder / CIFAR_N.get(name, "")
         if split != "train" or not path.is_file():
-            wanted = f": it comes from {path}, which is not there" if name in CIFAR_N else ""
+            wanted = f": it comes from {path}, which is not there" if name in CIFAR_N and split == "train" else ""
             raise InputError(f"{name} ({split}) has no label column '{labels}'{wanted}")
         columns = read_cifar_n(path)
         given = columns[one_of(f"label column of {path}", labels, columns)]
@@ -208,10 +210,11 @@ def _parquet_files(path: Path, split: str) -> list[Path]:
     if path.suffix == ".parquet":
         return [path] if split == "train" else []
     files = sorted(path.glob("**/*.parquet"))
+    words = [f.stem.split("-")[0] for f in files]
+    named = [w if w in ("train", *TEST_NAMES) else f.parent.name for w, f in zip(words, files, strict=True)]
     for name in TEST_NAMES if split == "test" else (split,):
-        chosen = [f for f in files if f.stem.split("-")[0] == name or f.parent.name == name]
-        if chosen:
-            return chosen
+        if name in named:
+            return [f for f, own in zip(files, named, strict=True) if own == name]
     return []
 
 
@@ -243,14 +246,51 @@ def _parquet(files: list[Path], labels: str | None, image_size: int | None) -> I
         if len(bad):
             where = f"row {bad[0]} of label column '{name}' of {files[0]}"
             raise InputError(f"{where} holds {array[bad[0]]}; labels run from 0 to {len(class_names) - 1}")
-    blobs = [cell["bytes"] for t in tables for cell in t.column("image").to_pylist()]
+    kind = tables[0].schema.field("image").type
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        raise InputError(f"column 'image' of {files[0]} holds {kind}, not a struct with the field 'bytes'")
+    blobs = [(cell or {}).get("bytes") or b"" for t in tables for cell in t.column("image").to_pylist()]
+    if not blobs:
+        raise InputError(f"{files[0]} has no rows")
     ids = [str(i) for i in range(len(blobs))]
-    images, kept, unreadable, notes = decode([blob or b"" for blob in blobs], ids, io.BytesIO, image_size)
+    images, kept, unreadable, notes = decode(blobs, ids, io.BytesIO, image_size)
     true = values["label"][kept] if labels and "label" in values else None
     return ImageSet(images, values[given_name][kept], true, class_names, [ids[i] for i in kept], unreadable, notes)
 
 
-def _folder(folder: Path, labels: str | None, image_size: int | None) -> ImageSet:
+def _split_folders(source: Path) -> dict[str, Path]:
+    """Return {split: folder}; a folder `train` with neither `test` beside it nor classes or a CSV inside is a class."""
+    train, test = source / "train", source / "test"
+    if train.is_dir() and test.is_dir():
+        return {"train": train, "test": test}
+    inner = list(train.iterdir()) if train.is_dir() else []
+    holds_set = any((p.is_dir() and p.name[0] != ".") or p.suffix == ".csv" for p in inner)
+    return {"train": train if holds_set else source}
+
+
+def _folder(folders: dict[str, Path], split: str, labels: str | None, image_size: int | None) -> ImageSet:
+    files, given, true, unreadable = _listing(folders[split], labels)
+    ids = [id for id in files if id in given]
+    images, kept, broken, notes = decode([files[id] for id in ids], ids, lambda path: path, image_size)
+    ids = [ids[i] for i in kept]
+    names = {given[id] for id in ids} | {true[id] for id in ids if id in true}
+    for other in folders.keys() - {split}:  # both splits number the classes alike, also one that only one of them has
+        names |= {*given.values(), *true.values()}
+        for column in {labels, None}:
+            with suppress(InputError):
+                _, other_given, other_true, _ = _listing(folders[other], column)
+                names |= {*other_given.values(), *other_true.values()}
+    class_names = _class_names(names)
+    number = {name: i for i, name in enumerate(class_names)}
+    labels_given = np.array([number[given[id]] for id in ids], np.int64)
+    labels_true = np.array([number[true[id]] for id in ids], np.int64) if true else None
+    for lonely in np.flatnonzero(np.bincount(labels_given, minlength=len(class_names)) == 1):
+        notes.append(f"class '{class_names[lonely]}' has one image: no other one of its class can speak for it")
+    return ImageSet(images, labels_given, labels_true, class_names, ids, sorted(unreadable + broken), notes)
+
+
+def _listing(folder: Path, labels: str | None) -> tuple[dict, dict, dict, list]:
+    """Return {id: path}, {id: given label}, {id: true label} (empty if unknown) and [(id, why it has no label)]."""
     files = {}  # id > path, in sorted order; links are not followed, hidden names are skipped
     for path, inner, names in os.walk(folder):
         inner[:] = sorted(d for d in inner if not d.startswith("."))
@@ -269,16 +309,7 @@ def _folder(folder: Path, labels: str | None, image_size: int | None) -> ImageSe
         true, unreadable = {}, [(id, "lies outside the class folders") for id in files if "/" not in id]
         if not given:
             raise InputError(f"{folder} has no labels: neither one sub-folder a class nor a CSV with columns id,label")
-    ids = [id for id in files if id in given]
-    images, kept, broken, notes = decode([files[id] for id in ids], ids, lambda path: path, image_size)
-    ids = [ids[i] for i in kept]
-    class_names = _class_names({given[id] for id in ids} | {true[id] for id in ids if id in true})
-    number = {name: i for i, name in enumerate(class_names)}
-    labels_given = np.array([number[given[id]] for id in ids], np.int64)
-    labels_true = np.array([number[true[id]] for id in ids], np.int64) if true else None
-    for lonely in np.flatnonzero(np.bincount(labels_given, minlength=len(class_names)) == 1):
-        notes.append(f"class '{class_names[lonely]}' has one image: no other one of its class can speak for it")
-    return ImageSet(images, labels_given, labels_true, class_names, ids, sorted(unreadable + broken), notes)
+    return files, given, true, unreadable
 
 
 def _csv_labels(tables: list[Path], files: set[str], labels: str | None) -> tuple[dict, dict, list]:
@@ -297,11 +328,12 @@ def _csv_labels(tables: list[Path], files: set[str], labels: str | None) -> tupl
     if "id" not in columns:
         raise InputError(f"{table} has no column 'id': it has {', '.join(columns) or 'none'}")
     name = one_of(f"label column of {table}", labels or "label", [c for c in columns if c != "id"])
-    given, true, unreadable = {}, {}, []
+    given, true, unreadable, listed = {}, {}, [], set()
     for row in rows:
-        id, label = row["id"], row[name]
-        if id in given:
+        id, label = row["id"] or "", row[name]
+        if id in listed:
             raise InputError(f"{table} lists '{id}' twice")
+        listed.add(id)
         if id not in files:
             unreadable.append((id, f"listed in {table.name}, but there is no such image"))
         elif not label:
@@ -310,7 +342,7 @@ def _csv_labels(tables: list[Path], files: set[str], labels: str | None) -> tupl
             given[id] = label
             if name != "label" and row.get("label"):
                 true[id] = row["label"]
-    unreadable += [(id, f"not listed in {table.name}") for id in files - {row["id"] for row in rows}]
+    unreadable += [(id, f"not listed in {table.name}") for id in files - listed]
     if not given:
         raise InputError(f"{table} labels none of the images beside it: its ids must be paths relative to the folder")
     return given, true if len(true) == len(given) else {}, unreadable
@@ -318,7 +350,7 @@ def _csv_labels(tables: list[Path], files: set[str], labels: str | None) -> tupl
 
 def _class_names(names: set[str]) -> list[str]:
     """Sort numbers as numbers, everything else as text."""
-    return sorted(names, key=int) if all(n.isdecimal() for n in names) else sorted(names)
+    return sorted(names, key=lambda n: (int(n), n)) if all(n.isdecimal() for n in names) else sorted(names)
 
 
 def _resize(images: Tensor, size: int) -> Tensor:

@@ -55,7 +55,9 @@ def decode(
     if not kept:
         raise InputError(f"none of the {len(sources)} images can be read, the first: '{ids[0]}' ({reasons[0]})")
     if len(kept) < len(rows):
-        pixels = pixels[[i not in reasons for i in rows]]
+        for new, row in enumerate(row for row, i in enumerate(rows) if i not in reasons):
+            pixels[new] = pixels[row]  # in place: a copy of what is memory-mapped might not fit into memory
+        pixels = pixels[: len(kept)]
     return torch.from_numpy(pixels), kept, [(ids[i], reasons[i]) for i in sorted(reasons)], notes
 
 
@@ -109,6 +111,7 @@ def _pixels(file, channels: int, size: tuple[int, int]) -> np.ndarray:
     with Image.open(file) as image:
         if image.mode.startswith("I"):
             image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        image.info.pop("transparency", None)  # dropped in any case; Pillow warns of some
         image = image.convert("L" if channels == 1 else "RGB")
         if image.size != size:
             image = image.resize(size, Image.Resampling.BICUBIC)
@@ -120,4 +123,5 @@ def _allocate(shape: tuple[int, ...]) -> np.ndarray:
     """Return an uninitialised uint8 array; past IN_MEMORY bytes it lies in a temporary file that goes with it."""
     if np.prod(shape) <= IN_MEMORY:
         return np.empty(shape, np.uint8)
-    return np.memmap(tempfile.TemporaryFile(), np.uint8, "w+", shape=shape)
+    with tempfile.TemporaryFile() as file:  # the mapping outlives it
+        return np.memmap(file, np.uint8, "w+", shape=shape)

@@ -45,6 +45,8 @@ def place(device: str = "auto", precision: str = "auto") -> Place:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
+        if chosen.type not in ("cpu", "cuda"):
+            raise RuntimeError
     except RuntimeError:
         raise InputError(f"unknown device '{device}': use auto, cpu, cuda or cuda:N") from None
     if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
@@ -61,7 +63,7 @@ def generator(device: torch.device | str, seed: int, *purpose: int | str) -> tor
 
 
 def shuffled_batches(rows: Tensor, batch_size: int, draws: torch.Generator, drop_last: bool) -> Iterator[Tensor]:
-    """Yield `rows` in random order, `batch_size` at a time, on the generator's device.
+    """Yield `rows` in random order, `batch_size` at a time, on their own device.
 
     With `drop_last` a smaller rest is left out, unless it is all there is.
     """

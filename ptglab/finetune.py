@@ -51,6 +51,11 @@ def train(
         augment.preset(augmentation)
     if len(np.unique(labels_given)) < 2:
         raise InputError("there is only one class among the given labels: nothing to tell apart")
+    if batch_size < 2 or epochs < 1 or not 0 <= validation <= 0.5:
+        raise InputError(
+            f"batch_size is {batch_size}, epochs {epochs}, validation {validation}: "
+            "they must be at least 2, at least 1, and 0 to 0.5"
+        )
     place = place or engine.place()
     backbone, head = place.put(backbone), place.put(head)
     groups = optim.parameter_groups([head], head_rate * batch_size / 128, weight_decay)
@@ -59,11 +64,15 @@ def train(
     optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
     modules = {"head": head, "backbone": backbone}
     first = runs.load_checkpoint(checkpoint, optimizer, **modules)
-    labels = torch.as_tensor(np.asarray(labels_given))
+    labels = torch.as_tensor(np.array(labels_given))
     held_out = (
         engine.folds(labels_given, round(1 / validation), seed) == 0 if validation else np.zeros(len(labels), bool)
     )
     rows, held_out = torch.as_tensor(np.flatnonzero(~held_out)), torch.as_tensor(np.flatnonzero(held_out))
+    if len(rows) < 2:
+        raise InputError(f"nothing to train: {len(rows)} rows beside {len(held_out)} held out")
+    while len(rows) % batch_size == 1:  # the head's batch norm cannot train on a batch of one
+        batch_size += 1
     steps = engine.steps_per_epoch(len(rows), batch_size, drop_last=False)
     warmup = steps * min(5, max(1, epochs // 10))
 
@@ -125,27 +134,36 @@ def cross_fit(
     start: Callable[[], tuple[nn.Module, nn.Module]],
     inputs: Tensor,
     labels_given: np.ndarray,
-    num_classes: int,
+    probs: np.ndarray,
     *,
+    epochs: int,
     folds: int = 2,
     seed: int = 0,
     place: engine.Place | None = None,
     **options,
-) -> Iterator[tuple[dict, np.ndarray]]:
-    """Train a network a fold on the other folds; yield (record, probs) an epoch, `probs` whole after the last.
+) -> Iterator[dict]:
+    """Train a network a fold on the rows of the other folds, and fill `probs`; yield one record an epoch.
 
-    start: returns a new (backbone, head) for every fold. options: those of `train`.
-    probs: float32 [N, num_classes]; no row was predicted by a network that saw its label.
+    start: returns a new (backbone, head) for every fold. probs: float32 [N, K], filled with probabilities no row's
+    label had a part in. options: those of `train`. Records are `train`'s, with the fold; `epoch` counts through.
     """
     place = place or engine.place()
     fold = engine.folds(labels_given, folds, seed)
-    probs = np.full((len(labels_given), num_classes), np.nan, np.float32)
     for k in range(folds):
         backbone, head = start()
         rest, out = np.flatnonzero(fold != k), torch.as_tensor(np.flatnonzero(fold == k))
-        steps = train(backbone, head, inputs[rest], labels_given[rest], seed=seed, place=place, validation=0, **options)
+        steps = train(
+            backbone,
+            head,
+            inputs[rest],
+            labels_given[rest],
+            epochs=epochs,
+            seed=seed,
+            place=place,
+            validation=0,
+            **options,
+        )
         for record in steps:
-            if record["epoch"] == options["epochs"]:
-                logits = engine.evaluate(nn.Sequential(backbone, head), inputs[out], place)
-                probs[out] = logits.softmax(1).cpu().numpy()
-            yield record | {"fold": k}, probs
+            yield record | {"epoch": k * epochs + record["epoch"], "fold": k}
+        logits = engine.evaluate(nn.Sequential(backbone, head), inputs[out], place)
+        probs[out.numpy()] = logits.softmax(1).cpu().numpy()

@@ -36,8 +36,9 @@ def detect(
     """Run the detector `name` on `labels`, the given ones, int64 [N].
 
     probs: out-of-fold float [N, K]; features: float [N, D]; history: float [E, N] margins over epochs; DETECTORS says
-    which of them each needs; `options` are the detector's own keyword arguments. Raises InputError for an unknown name, for an input that is missing, of the
-    wrong length or not finite, and for labels outside 0 to K - 1.
+    which of them each needs; `options` are the detector's own keyword arguments. Raises InputError for an unknown name,
+    for an input that is missing, of the wrong length or not finite, for labels outside 0 to K - 1, and for too few
+    classes or rows.
     """
     detector = DETECTORS[one_of("detector", name, DETECTORS)]
     labels = np.asarray(labels)
@@ -51,7 +52,11 @@ def detect(
             raise InputError(f"{need} has {rows} rows for {len(labels)} labels")
         if not np.isfinite(array).all():
             raise InputError(f"{need} holds values that are not finite")
-    if probs is not None and len(labels) and not 0 <= labels.min() <= labels.max() < probs.shape[1]:
+    if len(labels) < detector.rows:
+        raise InputError(f"detector '{name}' needs at least {detector.rows} rows; there are {len(labels)}")
+    if labels.min() < 0:
+        raise InputError(f"labels run from {labels.min()} to {labels.max()}; they start at 0")
+    if probs is not None and not labels.max() < probs.shape[1] >= 2:
         raise InputError(
             f"labels run from {labels.min()} to {labels.max()}; the probabilities have {probs.shape[1]} classes"
         )
@@ -60,13 +65,14 @@ def detect(
     return detector.find(labels, *(np.asarray(inputs[need]) for need in detector.needs), **options)
 
 
-def confidence(labels: np.ndarray, probs: np.ndarray, threshold: float = 0.5) -> Suspects:
-    """Flag labels whose own probability is below `threshold`; the score is that probability.
+def confidence(labels: np.ndarray, probs: np.ndarray, share: float = 0.5) -> Suspects:
+    """Flag labels whose own probability is below `share` of the mean one in their class; the score is that probability.
 
-    The "self-confidence" of Northcutt et al. 2021 (arXiv 1911.00068), section 3.
+    The "self-confidence" of Northcutt et al. 2021 (arXiv 1911.00068), section 3. The threshold follows the class,
+    because a head fitted on noisy labels is the less sure of any label the more of them are wrong.
     """
     own = _own(labels, probs)
-    return _suspects(labels, probs, own, own < threshold)
+    return _suspects(labels, probs, own, own < share * class_thresholds(labels, probs)[labels])
 
 
 def disagreement(labels: np.ndarray, probs: np.ndarray) -> Suspects:
@@ -97,7 +103,7 @@ def knn(labels: np.ndarray, features: np.ndarray, k: int = 20) -> Suspects:
     Neighbours by cosine similarity of `features`, the row itself left out. Zhu et al. 2022 (arXiv 2110.06283), the
     local vote of section 3.2, with weights by similarity.
     """
-    votes = neighbour_votes(labels, features, int(labels.max()) + 1, k)
+    votes = neighbour_votes(labels, features, max(2, int(labels.max()) + 1), k)
     return disagreement(labels, votes)
 
 
@@ -133,14 +139,15 @@ class Detector:
     find: Callable[..., Suspects]
     needs: tuple[str, ...]
     seeded: bool = False
+    rows: int = 1  # the fewest it can work on
 
 
 DETECTORS = {
     "confidence": Detector(confidence, ("probs",)),
     "disagreement": Detector(disagreement, ("probs",)),
     "confident_learning": Detector(confident_learning, ("probs",)),
-    "knn": Detector(knn, ("features",)),
-    "auxiliary": Detector(auxiliary, ("probs", "features"), seeded=True),
+    "knn": Detector(knn, ("features",), rows=2),
+    "auxiliary": Detector(auxiliary, ("probs", "features"), seeded=True, rows=10),
 }
 
 
@@ -161,7 +168,7 @@ def confident_class(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
 
 def neighbour_votes(labels: np.ndarray, features: np.ndarray, num_classes: int, k: int) -> np.ndarray:
     """Return float32 [N, K]: how the `k` nearest other rows vote, by their given labels."""
-    similarity, index = neighbours.nearest(features, k)
+    similarity, index = neighbours.nearest(np.array(features), k)  # a copy: torch warns of a read-only memory map
     return neighbours.vote(similarity, labels[index], num_classes)
 
 

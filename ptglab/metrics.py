@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from ptglab import neighbours
 
@@ -50,6 +50,12 @@ def knn_accuracy(
 
     Wu et al. 2018 (arXiv 1805.01978), section 3.4, with temperature 0.1.
     """
-    similarity, index = neighbours.nearest(features, k, bank)
+    similarity, index = neighbours.nearest(np.array(features), k, np.array(bank))  # torch warns of read-only maps
     votes = neighbours.vote(similarity, np.asarray(bank_labels)[index], int(max(bank_labels.max(), labels.max())) + 1)
     return float((votes.argmax(1) == labels).mean())
+
+
+def ranking(score: np.ndarray, is_flipped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (recall [T], precision [T]) of flagging every score below each threshold, recall from 0 to 1."""
+    precision, recall, _ = precision_recall_curve(np.asarray(is_flipped, bool), -np.asarray(score))
+    return recall[::-1], precision[::-1]

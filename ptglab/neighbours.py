@@ -13,9 +13,8 @@ def nearest(features, k: int, bank=None) -> tuple[np.ndarray, np.ndarray]:
     Arrays or tensors; the search runs on the device the features lie on.
     Returns (similarity float32 [N, k] cosine, index int64 [N, k]), most similar first; k is cut to what exists.
     """
-    queries = torch.nn.functional.normalize(torch.as_tensor(features).float(), dim=1)
-    itself = bank is None
-    bank = queries if itself else torch.nn.functional.normalize(torch.as_tensor(bank).float(), dim=1)
+    queries, itself = _unit_rows(features), bank is None
+    bank = queries if itself else _unit_rows(bank)
     k = min(k, len(bank) - itself)
     similarity = np.empty((len(queries), k), np.float32)
     index = np.empty((len(queries), k), np.int64)
@@ -29,6 +28,12 @@ def nearest(features, k: int, bank=None) -> tuple[np.ndarray, np.ndarray]:
         similarity[start : start + block] = top.values.cpu().numpy()
         index[start : start + block] = top.indices.cpu().numpy()
     return similarity, index
+
+
+def _unit_rows(x) -> torch.Tensor:
+    """Return [N, D] float32 with rows of length 1; an array may be read-only."""
+    x = x if isinstance(x, torch.Tensor) else torch.from_numpy(np.array(x, np.float32))
+    return torch.nn.functional.normalize(x.float(), dim=1)
 
 
 def vote(similarity, neighbour_labels, num_classes: int, temperature: float = 0.1) -> np.ndarray:

@@ -160,6 +160,8 @@ def _instance_rows(
     Each image flips with its own rate, a normal of deviation 0.1 about `rate` cut to 0..1; where to, is the softmax of
     its pixels times a random projection of its class.
     """
+    if num_classes < 2:
+        raise InputError("there is only one class: labels cannot be wrong")
     pixels = np.asarray(images).reshape(len(labels), -1).astype(np.float32)
     pixels = (pixels - pixels.mean()) / (pixels.std() + 1e-6)
     rates = _truncated_normal(rate, 0.1, len(labels), draws)

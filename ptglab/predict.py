@@ -46,7 +46,7 @@ def out_of_fold(
         raise InputError(f"{len(labels_given)} rows cannot be split into {folds} folds: use 2 to {len(labels_given)}")
     x = torch.as_tensor(np.array(features), device=device)
     x = (x - x.mean(0)) / x.std(0).clamp(min=1e-6)
-    y = torch.as_tensor(np.asarray(labels_given), device=device)
+    y = torch.as_tensor(np.array(labels_given), device=device)
     fold = torch.as_tensor(engine.folds(labels_given, folds, seed), device=device)
     weight, bias = _linear_heads(x, y, fold, folds, num_classes, l2)
     probs = np.empty((len(x), num_classes), np.float32)

@@ -37,6 +37,11 @@ METHODS = {
 }
 
 
+def views(method: str, dataset: str) -> str:
+    """Return the augmentation preset of `method` that suits `dataset`. Raises InputError for an unknown method."""
+    return augment.suited(METHODS[one_of("method", method, METHODS)].views, dataset)
+
+
 def train(
     backbone: backbones.ResNet,
     images: Tensor,
@@ -46,7 +51,7 @@ def train(
     batch_size: int = 256,
     seed: int = 0,
     place: engine.Place | None = None,
-    views: str | None = None,
+    augmentation: str | None = None,
     learning_rate: float | None = None,
     weight_decay: float = 1e-4,
     projection: int | None = None,
@@ -56,15 +61,15 @@ def train(
     """Pre-train `backbone` in place on `images` (uint8 [N, C, H, W]) alone; yield one record an epoch.
 
     A record holds `epoch` (from 1), `loss`, `learning_rate`, `images_per_second`, `seconds` and, if `labels_given`
-    [N] is passed, `knn_accuracy` against it: the labels are looked at, never learned from. `views` names an
-    augmentation preset, `projection` the width of the projector; both default to the method's own.
+    [N] is passed, `knn_accuracy` against it: the labels are looked at, never learned from. `augmentation` names
+    a preset, `projection` the width of the projector; both default to the method's own.
     With `checkpoint`, every epoch's state is written there and an unfinished run goes on from it, drawing what it
     would have drawn. Raises InputError for an unknown name or a size that cannot be trained, and
     FloatingPointError when the loss is no longer finite.
     """
     spec = METHODS[one_of("method", method, METHODS)]
-    views = views or spec.views
-    augment.preset(views)
+    augmentation = augmentation or spec.views
+    augment.preset(augmentation)
     place = place or engine.place()
     batch_size = min(batch_size, len(images))
     if batch_size < 2 or epochs < 1:
@@ -86,7 +91,7 @@ def train(
         draws = engine.generator(place.device, seed, epoch, "views")
         for i, index in enumerate(engine.shuffled_batches(rows, batch_size, order, drop_last=True)):
             optim.set_learning_rate(optimizer, optim.warmup_cosine(epoch * steps + i, epochs * steps, warmup))
-            view1, view2 = augment.two_views(images[index].to(place.device), views, draws)
+            view1, view2 = augment.two_views(images[index].to(place.device), augmentation, draws)
             with place.autocast():
                 z1, z2 = projector(backbone(place.batch(torch.cat([view1, view2])))).chunk(2)
             loss = spec.loss(z1, z2, **spec.options)

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 from ptglab.errors import InputError, one_of
 
@@ -88,12 +89,13 @@ class Run:
     def weights(self) -> Path:
         return self.path / "model.safetensors"
 
-    def follow(self, records: Iterable[dict]) -> Iterator[dict]:
-        """Write each record to `metrics.jsonl` as it comes, and pass it on."""
-        for record in records:
-            with open(self.path / "metrics.jsonl", "a") as file:
-                file.write(json.dumps(record) + "\n")
-            yield record
+    def follow(self, steps: Iterable[dict], title: str, epochs: int) -> None:
+        """Run `steps` to their end under a progress bar, each record written to `metrics.jsonl` as it comes."""
+        with tqdm(total=epochs, desc=title, unit=" epochs", mininterval=1) as bar:
+            for record in steps:
+                with open(self.path / "metrics.jsonl", "a") as file:
+                    file.write(json.dumps(record) + "\n")
+                bar.update(record["epoch"] - bar.n)
 
     def records(self) -> pd.DataFrame:
         """Return the records, one row an epoch; an epoch that was run again after an interruption counts once."""
@@ -113,12 +115,32 @@ class Run:
 
         write(self.path / "arrays" / f"{name}.npy", save)
 
+    def growing_array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Return `arrays/name.npy`, float32 of `shape`, mapped for writing: new, or as it was left."""
+        path = self.path / "arrays" / f"{name}.npy"
+        path.parent.mkdir(exist_ok=True)
+        mode = "r+" if path.exists() else "w+"
+        return np.lib.format.open_memmap(path, mode, np.float32, shape)
+
     def array(self, name: str) -> np.ndarray:
         """Return `arrays/name.npy`, memory-mapped. Raises InputError naming the arrays that exist."""
         stored = sorted(path.stem for path in (self.path / "arrays").glob("*.npy"))
         if name not in stored:
             raise InputError(f"no array '{name}' in {self.path}: there are {', '.join(stored) or 'none'}")
         return np.load(self.path / "arrays" / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+    def labels(self, ids: list[str], dataset: str) -> dict[str, np.ndarray]:
+        """Return `labels_given` and `labels_true`, int64 [N], stored for the images `ids` of `dataset`.
+
+        Raises InputError if there is no such run, or if it holds the labels of other images.
+        """
+        params = self.params
+        if params.get("dataset") != dataset or not np.array_equal(self.array("ids"), ids):
+            asked = ", ".join(f"{name} {params.get(name)!r}" for name in ("dataset", "labels", "subset", "seed"))
+            raise InputError(
+                f"{self.path} holds labels of other images ({asked}): give this notebook the same parameters"
+            )
+        return {name: np.array(self.array(name)) for name in ("labels_given", "labels_true")}
 
     def save_results(self, rows: Iterable[dict]) -> pd.DataFrame:
         """Write `results.csv`, one row a result, and return it; an unknown column is refused, a missing one empty."""
@@ -132,7 +154,7 @@ class Run:
     def results(self) -> pd.DataFrame:
         """Return `results.csv`; missing figures are NaN. Raises InputError if it is not there."""
         try:
-            return pd.read_csv(self.path / "results.csv")
+            return pd.read_csv(self.path / "results.csv", dtype={"commit": str})  # one may be all digits
         except FileNotFoundError:
             raise InputError(f"no results in {self.path}: execute the notebook that makes them first") from None
 
@@ -151,7 +173,7 @@ def parameters(notebook: str, namespace: dict) -> dict[str, bool | int | float |
     IPython's `In`, is read here. Raises InputError for such a name, with the nearest, and for a value of another type.
     """
     declared = declared_parameters(notebook)
-    injected = [cell for cell in namespace.get("In", []) if cell.startswith("# Parameters")]
+    injected = [cell for cell in namespace.get("In", []) if cell.startswith("# Parameters\n")]
     given = {target.id for cell in injected for node in ast.parse(cell).body for target in node.targets}
     return checked(notebook, declared, {name: namespace[name] for name in declared.keys() | given})
 
@@ -182,9 +204,18 @@ def notebook_path(notebook: str) -> Path:
     """
     if Path(notebook).suffix == ".ipynb" and Path(notebook).is_file():
         return Path(notebook)
-    inside, beside = Path(__file__).parent / "notebooks", Path(__file__).parents[1] / "notebooks"
-    ours = {path.stem: path for path in sorted((inside if inside.is_dir() else beside).glob("*.ipynb"))}
+    ours = _notebooks()
     return ours[one_of("notebook", Path(notebook).stem, ours)]
+
+
+def notebook_names() -> list[str]:
+    """Return the names of our notebooks."""
+    return list(_notebooks())
+
+
+def _notebooks() -> dict[str, Path]:
+    inside, beside = Path(__file__).parent / "notebooks", Path(__file__).parents[1] / "notebooks"
+    return {path.stem: path for path in sorted((inside if inside.is_dir() else beside).glob("*.ipynb"))}
 
 
 def start(path: str | Path, **params) -> Run:

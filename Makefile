@@ -1,0 +1,34 @@
+# make demo   the whole story on embedded digits, in a few minutes
+# make test   every test
+# make lab    JupyterLab with the notebooks
+# Each makes .venv by itself and installs again only when pyproject.toml has changed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab
+
+help:
+	@sed -n 's/^# //p' Makefile | head -4
+
+.venv/installed: pyproject.toml
+	@echo "==> making .venv and installing ptglab with its notebook and test packages (a few minutes, about 5.5 GB)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch .venv/installed
+
+demo: .venv/installed
+	@echo "==> running notebooks/00_quickstart.ipynb into runs/demo"
+	$(BIN)/ptglab demo
+
+test: .venv/installed
+	@echo "==> lint"
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@echo "==> tests"
+	$(BIN)/python -m pytest
+	@echo "==> notebooks, run as they are"
+	$(BIN)/python -m pytest --nbval-lax notebooks --ignore notebooks/00_quickstart.ipynb
+
+lab: .venv/installed
+	@echo "==> opening JupyterLab; stop it with Ctrl-C"
+	PTGLAB_DATA=$${PTGLAB_DATA:-$$(mkdir -p data && cd data && pwd)} $(BIN)/jupyter lab notebooks

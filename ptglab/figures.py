@@ -1,0 +1,200 @@
+"""One function per figure: arrays and axes in, axes out; nothing is computed here.
+
+Colours are Okabe and Ito's, which people with any colour vision tell apart; every series also has its own line
+style or marker, and a label beside it. `caption` writes the parameters that made a figure below it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from matplotlib import rcParams
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+
+INK, MUTED = "#222222", "#767676"
+# scratch, then the ways of pre-training; orange is kept for what is wrong
+COLOURS = {
+    "scratch": "#555555",
+    "simclr": "#0072B2",
+    "barlow_twins": "#009E73",
+    "vicreg": "#CC79A7",
+    "imagenet": "#56B4E9",
+}
+OTHERS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#555555", "#F0E442")
+WRONG = "#D55E00"
+STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+
+
+def style() -> None:
+    """Set the look every figure shares: constrained layout, quiet titles, no edge on legends."""
+    rcParams.update({
+        "figure.constrained_layout.use": True,
+        "figure.facecolor": "white",
+        "axes.titlesize": 11,
+        "axes.labelsize": 10,
+        "legend.frameon": False,
+    })  # fmt: skip
+
+
+def colours(names: Iterable[str]) -> list[str]:
+    """Return a colour a series: that of the init its name begins with, lighter for each later one of the same init."""
+    names, taken, chosen = list(names), {}, []
+    for position, name in enumerate(names):
+        base = next((c for key, c in COLOURS.items() if name.startswith(key)), OTHERS[position % len(OTHERS)])
+        share = 0.35 * min(2, taken.get(base, 0))  # of white
+        taken[base] = taken.get(base, 0) + 1
+        chosen.append(to_hex((1 - share) * np.array(to_rgb(base)) + share))
+    return chosen
+
+
+def caption(figure: Figure, **params) -> None:
+    """Write the parameters that made the figure in small print below it."""
+    text = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in params.items())
+    figure.text(0.5, -0.01, text, ha="center", va="top", fontsize=8, color=MUTED)
+
+
+def gallery(
+    axes: np.ndarray, images, captions: Sequence[str], marked: Iterable[bool] = (), cmap: str = "gray"
+) -> np.ndarray:
+    """Draw images [M, C, H, W] (uint8, or float in [0, 1]), one an axes, captions above them, orange where `marked`."""
+    marked = list(marked) or [False] * len(captions)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, text, wrong in zip(axes.flat, np.asarray(images), captions, marked, strict=False):
+        picture = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+        ax.imshow(picture, cmap=cmap, vmin=0, vmax=255 if picture.dtype == np.uint8 else 1, interpolation="nearest")
+        ax.set_title(text, fontsize=9, pad=3, color=WRONG if wrong else INK)
+    return axes
+
+
+def transition(ax: Axes, matrix: np.ndarray, class_names: Sequence[str]) -> Axes:
+    """Draw a noise transition matrix [K, K], row true, column given; in percent, written out for up to 20 classes."""
+    import seaborn
+
+    percent = 100 * matrix
+    few = len(class_names) <= 20
+    text = np.vectorize(lambda p: "" if p < 0.5 or np.isnan(p) else f"{p:.0f}")(percent) if few else False
+    ticks = list(class_names) if few else "auto"
+    seaborn.heatmap(
+        percent, vmin=0, vmax=100, cmap="cividis", square=True, ax=ax, linewidths=0.5 * few,
+        xticklabels=ticks, yticklabels=ticks, annot=text, fmt="", annot_kws={"fontsize": 8},
+        cbar_kws={"label": "percent of the true class", "shrink": 0.8},
+    )  # fmt: skip
+    ax.set(xlabel="given label", ylabel="true class")
+    ax.tick_params(axis="x", rotation=0 if max(map(len, class_names)) < 4 else 60)
+    ax.tick_params(axis="y", rotation=0)
+    return ax
+
+
+def lines(ax: Axes, series: Mapping[str, tuple], xlabel: str, ylabel: str, percent: bool = False) -> Axes:
+    """Draw {name: (x [E], y [E] or [S, E])} with each name beside the end of its line.
+
+    Of S repeats the mean is drawn, with a band of one standard deviation. `percent`: y are shares, shown in percent.
+    """
+    ends, tints = [], colours(series)
+    for i, (name, (x, y)) in enumerate(series.items()):
+        x, y = np.asarray(x), np.atleast_2d(np.asarray(y, float)) * (100 if percent else 1)
+        mean, tint = y.mean(0), tints[i]
+        ax.plot(x, mean, color=tint, linestyle=STYLES[i % len(STYLES)], linewidth=2)
+        if len(y) > 1:
+            ax.fill_between(x, mean - y.std(0), mean + y.std(0), color=tint, alpha=0.2, linewidth=0)
+        ends.append((mean[-1], x[-1], name, tint))
+    _label_ends(ax, ends)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    return _plain(ax)
+
+
+def points(ax: Axes, series: Mapping[str, tuple], xlabel: str, ylabel: str) -> Axes:
+    """Draw {name: (x [R], mean [R], standard deviation [R])}, shares in percent, with error bars and a label a line."""
+    ends, tints = [], colours(series)
+    for i, (name, (x, mean, deviation)) in enumerate(series.items()):
+        x, mean, deviation = (100 * np.asarray(v, float) for v in (x, mean, deviation))
+        ax.errorbar(x, mean, deviation, color=tints[i], marker="os^Dv"[i % 5], linestyle=STYLES[i % len(STYLES)],
+                    linewidth=2, capsize=3)  # fmt: skip
+        ends.append((mean[-1], x[-1], name, tints[i]))
+    _label_ends(ax, ends)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    return _plain(ax)
+
+
+def embedding(ax: Axes, xy: np.ndarray, labels: np.ndarray, class_names: Sequence[str], title: str) -> Axes:
+    """Draw an embedding [N, 2], a colour a class, and (up to 20 classes) each name at the median of its points."""
+    tints = _class_colours(len(class_names))
+    ax.scatter(*xy.T, c=[tints[k] for k in labels], s=5, linewidths=0, alpha=0.8)
+    if len(class_names) <= 20:
+        for k in np.unique(labels):
+            _name_at(ax, np.median(xy[labels == k], axis=0), class_names[k])
+    return _bare(ax, title)
+
+
+def embedding_flags(ax: Axes, xy: np.ndarray, flagged: np.ndarray, title: str) -> Axes:
+    """Draw an embedding [N, 2]; flagged points are orange crosses above the grey rest."""
+    ax.scatter(*xy[~flagged].T, c="#BBBBBB", s=5, linewidths=0)
+    ax.scatter(*xy[flagged].T, c=WRONG, s=10, marker="x", linewidths=0.8)
+    return _bare(ax, title)
+
+
+def precision_recall(ax: Axes, curves: Mapping[str, tuple], flags: Mapping[str, tuple[float, float]]) -> Axes:
+    """Draw curves {name: (recall [T], precision [T])} and, as markers, the flags {name: (recall, precision)}."""
+    for i, (name, (recall, precision)) in enumerate(curves.items()):
+        tint = OTHERS[i % len(OTHERS)]
+        ax.plot(recall, precision, color=tint, linestyle=STYLES[i % len(STYLES)], linewidth=1.8)
+        ax.plot(
+            *flags[name], color=tint, marker="os^Dv"[i % 5], markersize=8, markeredgecolor="white", linestyle="none"
+        )
+        ax.plot([], [], color=tint, linestyle=STYLES[i % len(STYLES)], marker="os^Dv"[i % 5], label=name)
+    ax.set(xlabel="recall: share of the wrong labels found", ylabel="precision: share of the found that are wrong")
+    ax.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    ax.legend(loc="lower left", title="line: ranking, marker: flags")
+    return _plain(ax)
+
+
+def bars(ax: Axes, names: Sequence[str], series: Mapping[str, tuple[np.ndarray, np.ndarray]], ylabel: str) -> Axes:
+    """Draw groups of bars: {series: (mean [M], standard deviation [M])} over `names` [M], the value above each bar."""
+    width, tints = 0.8 / len(series), colours(series)
+    for i, (label, (mean, deviation)) in enumerate(series.items()):
+        x = np.arange(len(names)) + (i - (len(series) - 1) / 2) * width
+        drawn = ax.bar(x, mean, width * 0.92, yerr=np.nan_to_num(deviation), capsize=2, label=label, color=tints[i])
+        ax.bar_label(drawn, fmt="%.2f", fontsize=7, padding=2)
+    ax.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
+    ax.set_ylabel(ylabel)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=len(series))
+    return _plain(ax)
+
+
+def _label_ends(ax: Axes, ends: list[tuple]) -> None:
+    """Write each (y, x, name, colour) to the right of its line's end, moved up where names would overlap."""
+    low, high = ax.get_ylim()
+    points_a_unit = ax.get_window_extent().height * 72 / ax.figure.dpi / (high - low)
+    lowest = -np.inf
+    for y, x, name, tint in sorted(ends):
+        text = max(y, lowest)
+        lowest = text + 13 / points_a_unit
+        ax.annotate(name, (x, y), (8, (text - y) * points_a_unit), textcoords="offset points", color=tint, va="center",
+                    fontsize=9, annotation_clip=False)  # fmt: skip
+
+
+def _name_at(ax: Axes, position: np.ndarray, name: str) -> None:
+    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
+    ax.text(*position, name, ha="center", va="center", fontsize=9, fontweight="bold", color=INK, bbox=box)
+
+
+def _class_colours(number: int) -> list:
+    import seaborn
+
+    return seaborn.color_palette("colorblind", number) if number <= 10 else seaborn.color_palette("husl", number)
+
+
+def _bare(ax: Axes, title: str) -> Axes:
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(title, fontsize=11)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+def _plain(ax: Axes) -> Axes:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", color="#E5E5E5", linewidth=0.8)
+    ax.set_axisbelow(True)
+    return ax

@@ -1,0 +1,91 @@
+"""Figures draw what they are given, and compute nothing."""
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from ptglab import figures
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture
+def ax():
+    figure, ax = plt.subplots()
+    yield ax
+    plt.close(figure)
+
+
+def luminance(colour: str) -> float:
+    return float(np.dot(matplotlib.colors.to_rgb(colour), (0.2126, 0.7152, 0.0722)))
+
+
+def test_repeated_inits_get_lighter_shades():
+    shades = figures.colours(["scratch + full", "simclr + linear", "simclr + light", "simclr + full"])
+    assert shades[1] == figures.COLOURS["simclr"].lower()
+    assert luminance(shades[1]) < luminance(shades[2]) < luminance(shades[3])
+    assert len(set(shades)) == 4
+
+
+def test_lines_draw_mean_and_band(ax):
+    figures.lines(ax, {"a": ([1, 2, 3], [[0.1, 0.2, 0.3], [0.3, 0.4, 0.5]])}, "x", "y", percent=True)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [20, 30, 40])
+    assert len(ax.collections) == 1  # the band
+    assert [t.get_text() for t in ax.texts] == ["a"]
+
+
+def test_end_labels_do_not_overlap(ax):
+    figures.lines(ax, {f"series {i}": ([0, 1], [0, 1 + i / 1000]) for i in range(5)}, "x", "y")
+    ax.figure.canvas.draw()
+    boxes = sorted((t.get_window_extent() for t in ax.texts), key=lambda b: b.y0)
+    assert all(low.y1 <= high.y0 + 1 for low, high in zip(boxes[:-1], boxes[1:], strict=True))
+
+
+def test_points_carry_the_deviation(ax):
+    figures.points(ax, {"a": ([0.2, 0.4], [0.9, 0.8], [0.01, 0.02])}, "x", "y")
+    segments = ax.collections[0].get_segments()
+    np.testing.assert_allclose([s[:, 1] for s in segments], [[89, 91], [78, 82]])
+
+
+def test_transition_writes_percentages(ax):
+    figures.transition(ax, np.array([[0.6, 0.4], [0.001, 0.999]]), ["a", "b"])
+    assert [t.get_text() for t in ax.texts] == ["60", "40", "", "100"]
+
+
+def test_gallery_marks_the_wrong_ones():
+    figure, axes = plt.subplots(1, 3)
+    images = np.zeros((2, 3, 4, 5), np.uint8)
+    figures.gallery(axes, images, ["a", "b"], [False, True])
+    assert [ax.get_title() for ax in axes] == ["a", "b", ""]
+    assert axes[1].title.get_color() == figures.WRONG
+    assert axes[0].images[0].get_array().shape == (4, 5, 3)
+    plt.close(figure)
+
+
+def test_bars_show_means_and_values(ax):
+    figures.bars(ax, ["one_detector"], {"a": (np.array([0.25]), np.array([0.0]))}, "F1")
+    assert ax.patches[0].get_height() == 0.25
+    assert "0.25" in {t.get_text() for t in ax.texts}
+    assert ax.get_xticklabels()[0].get_text() == "one detector"
+
+
+def test_embedding_names_every_class(ax):
+    figures.embedding(ax, np.random.default_rng(0).normal(size=(30, 2)), np.repeat([0, 1, 2], 10), list("abc"), "t")
+    assert [t.get_text() for t in ax.texts] == ["a", "b", "c"]
+
+
+def test_flags_are_drawn_above_the_rest(ax):
+    flagged = np.arange(10) < 3
+    figures.embedding_flags(ax, np.zeros((10, 2)), flagged, "t")
+    assert [len(c.get_offsets()) for c in ax.collections] == [7, 3]
+
+
+def test_precision_recall_marks_the_flags(ax):
+    figures.precision_recall(ax, {"a": ([0, 1], [1, 0.5])}, {"a": (0.8, 0.9)})
+    assert [float(v[0]) for v in ax.lines[1].get_data()] == [0.8, 0.9]
+
+
+def test_caption_says_the_parameters(ax):
+    figures.caption(ax.figure, noise_rate=0.4, seed=0)
+    assert ax.figure.texts[0].get_text() == "noise rate 0.4, seed 0"

@@ -1,0 +1,121 @@
+"""The notebooks: their shape, their parameters, and that they run by papermill from clean."""
+
+import json
+import statistics
+import warnings
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ptglab import runs
+from ptglab.errors import InputError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import papermill
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+SMALL = {"subset": 300, "width": 8}
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path: Path, kind: str) -> list[dict]:
+    return [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == kind]
+
+
+@each
+def test_shape(path):
+    """20-35 cells; short ones; one tagged `parameters`; no outputs; a question first, something to try last."""
+    code, text = cells(path, "code"), cells(path, "markdown")
+    lengths = [len(c["source"]) for c in code]
+    assert 20 <= len(code) + len(text) <= 35
+    assert statistics.median(lengths) < 8
+    assert max(lengths) < 25
+    assert sum(line.lstrip().startswith("def ") for c in code for line in c["source"]) <= 2
+    assert sum("parameters" in c["metadata"].get("tags", []) for c in code) == 1
+    assert not any(c["outputs"] or c["execution_count"] for c in code)
+    assert "**Question.**" in "".join(text[0]["source"])
+    assert "arXiv" in "".join(text[0]["source"])
+    for heading in ("## What it means", "## What is weak here", "## To discuss", "**Try:**"):
+        assert heading in "".join(text[-1]["source"])
+    assert json.loads(path.read_text())["metadata"]["kernelspec"]["name"] == "python3"
+
+
+@each
+def test_parameters_are_commented_literals(path):
+    declared = runs.declared_parameters(str(path))
+    assert {"run_dir", "dataset", "labels", "seed", "device"} <= declared.keys()
+    lines = next(c for c in cells(path, "code") if "parameters" in c["metadata"].get("tags", []))["source"]
+    assert all("  # " in line for line in lines)
+    assert set(papermill.inspect_notebook(str(path))) == declared.keys()
+    if "epochs" in declared and path.stem > "01":
+        assert {"backbone", "width", "batch_size"} <= declared.keys()
+
+
+def execute(name: str, folder: Path, **params) -> Path:
+    """Execute a notebook by papermill in `folder`, as a user there would."""
+    out = folder / f"{name}.ipynb"
+    papermill.execute_notebook(
+        str(runs.notebook_path(name)), str(out), params, kernel_name="python3", progress_bar=False, cwd=str(folder)
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory) -> Path:
+    """Notebooks 1 to 4, run in one folder with everything small."""
+    folder = tmp_path_factory.mktemp("steps")
+    execute("01_data_and_noise", folder, subset=SMALL["subset"])
+    execute("02_pretrain", folder, epochs=2, batch_size=64, **SMALL)
+    execute("03_finetune", folder, epochs=2, rates="0.6", **SMALL)
+    execute("04_label_errors", folder, epochs=1, **SMALL)
+    return folder / "runs"
+
+
+def test_steps_hand_results_on(steps):
+    results = pd.read_csv(steps / "04_label_errors" / "results.csv")
+    assert list(results.columns) == runs.RESULT_COLUMNS
+    assert set(zip(results["init"], results["mode"], strict=True)) == {
+        ("scratch", "full"), ("simclr", "linear"), ("simclr", "light"), ("simclr", "full")
+    }  # fmt: skip
+    assert len(results) == 4 * results["detector"].nunique() == 4 * 5
+    measured = ["accuracy_last", "accuracy_best", "accuracy_selected", "f1", "balanced_accuracy", "auroc"]
+    assert results[measured].notna().all(axis=None)
+    assert (results["accuracy_best"] >= results[["accuracy_last", "accuracy_selected"]].max(axis=1)).all()
+    assert results["effective_rate"].between(0.3, 0.5).all()
+
+
+def test_steps_draw_their_figures(steps):
+    drawn = {path.stem for path in steps.glob("*/figures/*.png")}
+    assert drawn >= {"transition", "views", "curves", "accuracy", "noise_rate", "umap", "suspects", "precision_recall"}
+
+
+def test_a_second_run_reuses_what_is_finished(steps):
+    before = {p: p.stat().st_mtime_ns for p in steps.glob("0[23]*/**/model.safetensors")}
+    assert len(before) > 4
+    execute("02_pretrain", steps.parent, epochs=2, batch_size=64, **SMALL)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_labels_of_other_images_are_refused(steps):
+    with pytest.raises(papermill.PapermillExecutionError, match="holds labels of other images"):
+        execute("02_pretrain", steps.parent, run_dir="runs/other", subset=200, width=8, epochs=1)
+
+
+@pytest.mark.parametrize("name", ["00_quickstart", "02_pretrain"])
+def test_papermill_alone_is_stopped_at_an_unknown_parameter(name, tmp_path):
+    """papermill only warns; the notebook's first cell refuses."""
+    with pytest.raises(papermill.PapermillExecutionError, match="'epohcs': did you mean 'epochs'") as caught:
+        execute(name, tmp_path, epohcs=3)
+    assert caught.value.ename == InputError.__name__
+    assert not (tmp_path / "runs").exists()
+
+
+def test_quickstart_tells_the_story(tmp_path):
+    execute("00_quickstart", tmp_path, run_dir="demo", epochs=2, epochs_finetune=2, noise_seeds=2, **SMALL)
+    results = pd.read_csv(tmp_path / "demo" / "results.csv")
+    assert list(results.columns) == runs.RESULT_COLUMNS
+    assert len(results) == 3 * 2 * 5
+    assert set(results["init"]) == {"scratch", "simclr", "barlow_twins"}
+    assert len(list((tmp_path / "demo" / "figures").glob("*.png"))) == 9
