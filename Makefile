@@ -1,15 +1,16 @@
 # make demo   the whole story on embedded digits, in a few minutes
 # make test   every test
 # make lab    JupyterLab with the notebooks
+# make figures   the demo, and the README's pictures and figures from it
 # Each makes .venv by itself and installs again only when pyproject.toml has changed.
 
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab
+.PHONY: help demo test lab figures
 
 help:
-	@sed -n 's/^# //p' Makefile | head -4
+	@sed -n 's/^# //p' Makefile | head -5
 
 .venv/installed: pyproject.toml
 	@echo "==> making .venv and installing ptglab with its notebook and test packages (a few minutes, about 5.5 GB)"
@@ -32,3 +33,7 @@ test: .venv/installed
 lab: .venv/installed
 	@echo "==> opening JupyterLab; stop it with Ctrl-C"
 	PTGLAB_DATA=$${PTGLAB_DATA:-$$(mkdir -p data && cd data && pwd)} $(BIN)/jupyter lab notebooks
+
+figures: demo
+	@echo "==> copying the README's pictures, and what they were drawn from, to figures/"
+	cp $(foreach name,accuracy detection umap suspects,runs/demo/figures/$(name).png runs/demo/figures/$(name).csv) figures/

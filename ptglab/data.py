@@ -1,6 +1,5 @@
 """Image sets: one uint8 tensor of images, the labels in hand, and the true ones where they are known."""
 
-import csv
 import io
 import json
 import os
@@ -16,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ptglab.decode import SUFFIXES, decode
+from ptglab.decode import decode
 from ptglab.errors import InputError, one_of
+from ptglab.folders import listing, split_folders
 
 TORCHVISION = {
     "cifar10": "CIFAR10",
@@ -92,7 +92,7 @@ def load(
     truth is known for the names only, whose labels count as true. image_size: resize to this square.
     Raises InputError, in one line, for whatever cannot be loaded.
     """
-    source, labels = str(source), labels or None
+    source, labels = str(source), None if labels in (None, "", "label") else labels
     if image_size is not None and image_size < 4:
         raise InputError(f"image_size is {image_size}; it must be at least 4")
     one_of(f"split of {source}", split, splits(source))
@@ -103,7 +103,7 @@ def load(
     elif files := _parquet_files(Path(source), split):
         return _parquet(files, labels, image_size)
     else:
-        return _folder(_split_folders(Path(source)), split, labels, image_size)
+        return _folder(split_folders(Path(source)), split, labels, image_size)
     if image_size is not None:
         image_set = replace(image_set, images=_resize(image_set.images, image_size))
     return image_set
@@ -123,7 +123,7 @@ def splits(source: str | Path) -> list[str]:
         one_of("dataset", str(source), [*NAMES, "or a folder or parquet file"])
     if path.is_file() and path.suffix != ".parquet":
         raise InputError(f"{source} is neither a folder nor a .parquet file")
-    return ["train", "test"] if _parquet_files(path, "test") or len(_split_folders(path)) > 1 else ["train"]
+    return ["train", "test"] if _parquet_files(path, "test") or len(split_folders(path)) > 1 else ["train"]
 
 
 def root() -> Path:
@@ -192,7 +192,7 @@ def _torchvision(name: str, split: str, labels: str | None) -> ImageSet:
         images = images.permute(0, 3, 1, 2).contiguous()
     true = np.asarray(dataset.targets if hasattr(dataset, "targets") else dataset.labels, np.int64)
     given = true
-    if labels not in (None, "label"):
+    if labels:
         path = folder / CIFAR_N.get(name, "")
         if split != "train" or not path.is_file():
             wanted = f": it comes from {path}, which is not there" if name in CIFAR_N and split == "train" else ""
@@ -258,18 +258,8 @@ def _parquet(files: list[Path], labels: str | None, image_size: int | None) -> I
     return ImageSet(images, values[given_name][kept], true, class_names, [ids[i] for i in kept], unreadable, notes)
 
 
-def _split_folders(source: Path) -> dict[str, Path]:
-    """Return {split: folder}; a folder `train` with neither `test` beside it nor classes or a CSV inside is a class."""
-    train, test = source / "train", source / "test"
-    if train.is_dir() and test.is_dir():
-        return {"train": train, "test": test}
-    inner = list(train.iterdir()) if train.is_dir() else []
-    holds_set = any((p.is_dir() and p.name[0] != ".") or p.suffix == ".csv" for p in inner)
-    return {"train": train if holds_set else source}
-
-
 def _folder(folders: dict[str, Path], split: str, labels: str | None, image_size: int | None) -> ImageSet:
-    files, given, true, unreadable = _listing(folders[split], labels)
+    files, given, true, unreadable = listing(folders[split], labels)
     ids = [id for id in files if id in given]
     images, kept, broken, notes = decode([files[id] for id in ids], ids, lambda path: path, image_size)
     ids = [ids[i] for i in kept]
@@ -278,7 +268,7 @@ def _folder(folders: dict[str, Path], split: str, labels: str | None, image_size
         names |= {*given.values(), *true.values()}
         for column in {labels, None}:
             with suppress(InputError):
-                _, other_given, other_true, _ = _listing(folders[other], column)
+                _, other_given, other_true, _ = listing(folders[other], column)
                 names |= {*other_given.values(), *other_true.values()}
     class_names = _class_names(names)
     number = {name: i for i, name in enumerate(class_names)}
@@ -287,65 +277,6 @@ def _folder(folders: dict[str, Path], split: str, labels: str | None, image_size
     for lonely in np.flatnonzero(np.bincount(labels_given, minlength=len(class_names)) == 1):
         notes.append(f"class '{class_names[lonely]}' has one image: no other one of its class can speak for it")
     return ImageSet(images, labels_given, labels_true, class_names, ids, sorted(unreadable + broken), notes)
-
-
-def _listing(folder: Path, labels: str | None) -> tuple[dict, dict, dict, list]:
-    """Return {id: path}, {id: given label}, {id: true label} (empty if unknown) and [(id, why it has no label)]."""
-    files = {}  # id > path, in sorted order; links are not followed, hidden names are skipped
-    for path, inner, names in os.walk(folder):
-        inner[:] = sorted(d for d in inner if not d.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                files[(Path(path) / name).relative_to(folder).as_posix()] = Path(path) / name
-    if not files:
-        raise InputError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
-    tables = sorted(folder.glob("*.csv"))
-    if tables:
-        given, true, unreadable = _csv_labels(tables, set(files), labels)
-    else:
-        if labels:
-            raise InputError(f"{folder} has no label column '{labels}': it has no CSV, its labels are its sub-folders")
-        given = {id: id.split("/")[0] for id in files if "/" in id}
-        true, unreadable = {}, [(id, "lies outside the class folders") for id in files if "/" not in id]
-        if not given:
-            raise InputError(f"{folder} has no labels: neither one sub-folder a class nor a CSV with columns id,label")
-    return files, given, true, unreadable
-
-
-def _csv_labels(tables: list[Path], files: set[str], labels: str | None) -> tuple[dict, dict, list]:
-    """Return {id: given label}, {id: true label} (empty if unknown) and [(id, reason)] from the one CSV."""
-    if len(tables) > 1:
-        raise InputError(
-            f"{tables[0].parent} holds {len(tables)} CSV files; there should be one, with columns id,label"
-        )
-    table = tables[0]
-    try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns, rows = list(reader.fieldnames or []), list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{table} is no UTF-8 CSV: {error}") from None
-    if "id" not in columns:
-        raise InputError(f"{table} has no column 'id': it has {', '.join(columns) or 'none'}")
-    name = one_of(f"label column of {table}", labels or "label", [c for c in columns if c != "id"])
-    given, true, unreadable, listed = {}, {}, [], set()
-    for row in rows:
-        id, label = row["id"] or "", row[name]
-        if id in listed:
-            raise InputError(f"{table} lists '{id}' twice")
-        listed.add(id)
-        if id not in files:
-            unreadable.append((id, f"listed in {table.name}, but there is no such image"))
-        elif not label:
-            unreadable.append((id, f"has no {name} in {table.name}"))
-        else:
-            given[id] = label
-            if name != "label" and row.get("label"):
-                true[id] = row["label"]
-    unreadable += [(id, f"not listed in {table.name}") for id in files - listed]
-    if not given:
-        raise InputError(f"{table} labels none of the images beside it: its ids must be paths relative to the folder")
-    return given, true if len(true) == len(given) else {}, unreadable
 
 
 def _class_names(names: set[str]) -> list[str]:

@@ -11,6 +11,7 @@ from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 INK, MUTED = "#222222", "#767676"
 # scratch, then the ways of pre-training; orange is kept for what is wrong
@@ -42,7 +43,7 @@ def colours(names: Iterable[str]) -> list[str]:
     names, taken, chosen = list(names), {}, []
     for position, name in enumerate(names):
         base = next((c for key, c in COLOURS.items() if name.startswith(key)), OTHERS[position % len(OTHERS)])
-        share = 0.35 * min(2, taken.get(base, 0))  # of white
+        share = 0.25 * min(2, taken.get(base, 0))  # of white
         taken[base] = taken.get(base, 0) + 1
         chosen.append(to_hex((1 - share) * np.array(to_rgb(base)) + share))
     return chosen
@@ -102,6 +103,7 @@ def lines(ax: Axes, series: Mapping[str, tuple], xlabel: str, ylabel: str, perce
         ends.append((mean[-1], x[-1], name, tint))
     _label_ends(ax, ends)
     ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _plain(ax)
 
 
@@ -155,7 +157,8 @@ def bars(ax: Axes, names: Sequence[str], series: Mapping[str, tuple[np.ndarray, 
     width, tints = 0.8 / len(series), colours(series)
     for i, (label, (mean, deviation)) in enumerate(series.items()):
         x = np.arange(len(names)) + (i - (len(series) - 1) / 2) * width
-        drawn = ax.bar(x, mean, width * 0.92, yerr=np.nan_to_num(deviation), capsize=2, label=label, color=tints[i])
+        error = None if not np.nan_to_num(deviation).any() else np.nan_to_num(deviation)
+        drawn = ax.bar(x, mean, width * 0.92, yerr=error, capsize=2, label=label, color=tints[i])
         ax.bar_label(drawn, fmt="%.2f", fontsize=7, padding=2)
     ax.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
     ax.set_ylabel(ylabel)

@@ -145,8 +145,11 @@ def cross_fit(
     """Train a network a fold on the rows of the other folds, and fill `probs`; yield one record an epoch.
 
     start: returns a new (backbone, head) for every fold. probs: float32 [N, K], filled with probabilities no row's
-    label had a part in. options: those of `train`. Records are `train`'s, with the fold; `epoch` counts through.
+    label had a part in. options: those of `train`, without checkpoint, history and validation, which belong to one
+    network and are refused with an InputError. Records are `train`'s, with the fold; `epoch` counts through.
     """
+    if refused := sorted({"checkpoint", "history", "validation"} & options.keys()):
+        raise InputError(f"cross_fit trains a network a fold: it takes no {', '.join(refused)}")
     place = place or engine.place()
     fold = engine.folds(labels_given, folds, seed)
     for k in range(folds):

@@ -136,6 +136,8 @@ def auxiliary(labels: np.ndarray, probs: np.ndarray, features: np.ndarray, seed:
 
 @dataclass(frozen=True)
 class Detector:
+    """A row of DETECTORS: a function of labels and, in order, of what it needs; seeded if it takes a `seed`."""
+
     find: Callable[..., Suspects]
     needs: tuple[str, ...]
     seeded: bool = False
@@ -168,7 +170,7 @@ def confident_class(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
 
 def neighbour_votes(labels: np.ndarray, features: np.ndarray, num_classes: int, k: int) -> np.ndarray:
     """Return float32 [N, K]: how the `k` nearest other rows vote, by their given labels."""
-    similarity, index = neighbours.nearest(np.array(features), k)  # a copy: torch warns of a read-only memory map
+    similarity, index = neighbours.nearest(features, k)
     return neighbours.vote(similarity, labels[index], num_classes)
 
 

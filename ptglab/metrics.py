@@ -50,7 +50,7 @@ def knn_accuracy(
 
     Wu et al. 2018 (arXiv 1805.01978), section 3.4, with temperature 0.1.
     """
-    similarity, index = neighbours.nearest(np.array(features), k, np.array(bank))  # torch warns of read-only maps
+    similarity, index = neighbours.nearest(features, k, bank)
     votes = neighbours.vote(similarity, np.asarray(bank_labels)[index], int(max(bank_labels.max(), labels.max())) + 1)
     return float((votes.argmax(1) == labels).mean())
 

@@ -158,12 +158,13 @@ class Run:
         except FileNotFoundError:
             raise InputError(f"no results in {self.path}: execute the notebook that makes them first") from None
 
-    def save_figure(self, name: str, figure) -> Path:
-        """Write a matplotlib figure as `figures/name.png` and return its path."""
+    def save_figure(self, name: str, figure, drawn_from: pd.DataFrame | None = None) -> None:
+        """Write a matplotlib figure as `figures/name.png`, and the figures it was drawn from as `figures/name.csv`."""
         (self.path / "figures").mkdir(exist_ok=True)
         path = self.path / "figures" / f"{name}.png"
         write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight"))
-        return path
+        if drawn_from is not None:
+            write(path.with_suffix(".csv"), lambda temporary: drawn_from.to_csv(temporary, index=False))
 
 
 def parameters(notebook: str, namespace: dict) -> dict[str, bool | int | float | str]:
@@ -281,7 +282,7 @@ def load_checkpoint(path: str | Path | None, optimizer: torch.optim.Optimizer, *
         for name, module in modules.items():
             own = {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}
             module.load_state_dict(own, strict=True)
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, TypeError, KeyError) as error:
         raise InputError(f"{path} cannot be resumed: {str(error).splitlines()[0]}; delete it to start anew") from None
     state: dict[int, dict] = {}
     for key, value in tensors.items():

@@ -1,0 +1,195 @@
+"""Decoding against a slow per-image Pillow reference, and files that cannot be read."""
+
+import statistics
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ptglab import decode as module
+from ptglab.decode import decode
+from ptglab.errors import InputError
+
+
+def decode_files(paths, image_size=None):
+    return decode(paths, [path.name for path in paths], lambda path: path, image_size)
+
+
+def noise_image(mode, size, seed=0):
+    """An image of random pixels; size is (width, height)."""
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    shape = (size[1], size[0], bands)[: 2 + (bands > 1)]
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, np.uint8)).convert(mode)
+
+
+def saved(folder, images, suffix=".png"):
+    paths = []
+    for i, image in enumerate(images):
+        paths.append(folder / f"{i:03d}{suffix}")
+        image.save(paths[-1])
+    return paths
+
+
+def slow_reference(paths, mode, side=None):
+    """One image after the other, as one would by hand."""
+    stack = []
+    for path in paths:
+        with Image.open(path) as image:
+            image = image.convert(mode)
+            if side is not None and image.size != (side, side):
+                image = image.resize((side, side), Image.BICUBIC)
+            array = np.array(image)
+        stack.append(array[None] if mode == "L" else np.stack([array[:, :, c] for c in range(3)]))
+    return np.stack(stack)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [(40, 60), (50, 50), (64, 48)],
+        [(40, 41), (44, 48)],
+        [(8, 10), (12, 9)],
+        [(300, 200), (400, 310), (250, 260)],
+    ],
+    ids=["median", "even count", "at least 32", "at most 224"],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_mixed_sizes_become_a_square_of_the_median_side(tmp_path, sizes, mode):
+    paths = saved(tmp_path, [noise_image(mode, size, i) for i, size in enumerate(sizes)])
+    side = int(min(224, max(32, statistics.median([s for size in sizes for s in size]))))
+    images, kept, unreadable, notes = decode_files(paths)
+    np.testing.assert_array_equal(images.numpy(), slow_reference(paths, mode, side))
+    assert (kept, unreadable) == (list(range(len(sizes))), [])
+    assert notes == [f"images of {len(sizes)} sizes, all resized to {side} x {side}"]
+
+
+@pytest.mark.parametrize("size", [(9, 5), (130, 120)], ids=["one thread", "many threads"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_images_of_one_size_keep_every_pixel(tmp_path, size, mode):
+    paths = saved(tmp_path, [noise_image(mode, size, i) for i in range(3)])
+    images, _, _, notes = decode_files(paths)
+    assert images.shape == (3, len(mode), size[1], size[0])
+    np.testing.assert_array_equal(images.numpy(), slow_reference(paths, mode))
+    assert notes == []
+
+
+def test_image_size_is_not_noted_because_it_was_asked_for(tmp_path):
+    paths = saved(tmp_path, [noise_image("RGB", size) for size in [(20, 30), (40, 40)]])
+    images, _, _, notes = decode_files(paths, image_size=24)
+    np.testing.assert_array_equal(images.numpy(), slow_reference(paths, "RGB", 24))
+    assert notes == []
+
+
+def test_grey_among_colour_is_converted_and_noted(tmp_path):
+    paths = saved(tmp_path, [noise_image(mode, (8, 8), i) for i, mode in enumerate(["L", "RGB", "1"])])
+    images, _, _, notes = decode_files(paths)
+    np.testing.assert_array_equal(images.numpy(), slow_reference(paths, "RGB"))
+    assert notes == ["2 grey images converted to colour"]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_dropped_and_noted(tmp_path, mode):
+    paths = saved(tmp_path, [noise_image(mode, (8, 8))])
+    images, _, _, notes = decode_files(paths)
+    np.testing.assert_array_equal(images.numpy(), slow_reference(paths, {"RGBA": "RGB", "LA": "L"}[mode]))
+    assert notes == ["1 images with an alpha channel, which was dropped"]
+
+
+def test_sixteen_bits_keep_the_upper_eight(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 1 << 16, (6, 7), np.uint16)
+    paths = saved(tmp_path, [Image.fromarray(deep)])
+    images = decode_files(paths)[0]
+    np.testing.assert_array_equal(images[0, 0].numpy(), deep // 256)
+
+
+def palette_image():
+    indices = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    image = Image.fromarray(indices).convert("P")
+    image.putpalette([v for i in range(256) for v in (i, 255 - i, 7)])
+    expected = np.stack([indices, 255 - indices, np.full_like(indices, 7)])
+    return image, expected
+
+
+@pytest.mark.parametrize("transparency", [None, 3, bytes(range(64))], ids=["opaque", "one index", "an alpha a colour"])
+def test_a_palette_becomes_its_colours(tmp_path, transparency):
+    image, expected = palette_image()
+    image.save(tmp_path / "p.png", **({} if transparency is None else {"transparency": transparency}))
+    images, _, unreadable, notes = decode_files([tmp_path / "p.png"])
+    np.testing.assert_array_equal(images[0].numpy(), expected)
+    assert unreadable == []
+    assert len(notes) == (transparency is not None)
+
+
+def test_of_an_animation_the_first_frame(tmp_path):
+    red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    red.save(tmp_path / "a.gif", save_all=True, append_images=[blue])
+    images = decode_files([tmp_path / "a.gif"])[0]
+    assert images.flatten(2).unique(dim=2).flatten().tolist() == [255, 0, 0]
+
+
+def test_a_cmyk_jpeg_becomes_colour(tmp_path):
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "red.jpg")
+    images = decode_files([tmp_path / "red.jpg"])[0]
+    assert images.shape == (1, 3, 16, 16)
+    assert abs(images[0].float().mean((1, 2)).numpy() - [255, 0, 0]).max() <= 3
+
+
+def broken_files(folder):
+    """Six files, of which 1, 2, 3 and 5 are damaged, and a word of the reason for each of these."""
+    paths = saved(folder, [noise_image("RGB", (64, 64), i) for i in range(6)], ".jpg")
+    paths[1].write_bytes(paths[1].read_bytes()[:1500])
+    paths[2].write_bytes(b"")
+    paths[3] = folder / "003.png"
+    paths[3].write_text("this is a text")
+    paths[5] = folder / "missing.png"
+    return paths, {"001.jpg": "truncated", "002.jpg": "not an image", "003.png": "not an image", "missing.png": "such"}
+
+
+@pytest.mark.parametrize("in_memory", [1 << 30, 0], ids=["in memory", "memory-mapped"])
+def test_what_cannot_be_read_is_listed_and_the_others_keep_their_order(tmp_path, monkeypatch, in_memory):
+    monkeypatch.setattr(module, "IN_MEMORY", in_memory)
+    allocated, allocate = [], module._allocate
+    monkeypatch.setattr(module, "_allocate", lambda shape: allocated.append(allocate(shape)) or allocated[-1])
+    paths, reasons = broken_files(tmp_path)
+    images, kept, unreadable, _ = decode_files(paths)
+    assert kept == [0, 4]
+    np.testing.assert_array_equal(images.numpy(), slow_reference([paths[0], paths[4]], "RGB"))
+    assert [name for name, _ in unreadable] == list(reasons)
+    assert all(reasons[name] in reason for name, reason in unreadable)
+    assert isinstance(allocated[0], np.memmap) == (in_memory == 0)
+    assert np.shares_memory(allocated[0], images.numpy())  # a copy of what is memory-mapped might not fit
+
+
+def test_order_holds_over_many_blocks(tmp_path):
+    n = 2 * module.BLOCK + 5
+    paths = saved(tmp_path, [Image.new("L", (4, 4), i) for i in range(n)], ".bmp")
+    for i in (0, module.BLOCK, n - 1):
+        paths[i].write_bytes(b"BM")
+    images, kept, unreadable, _ = decode_files(paths)
+    assert images[:, 0, 0, 0].tolist() == kept == [i for i in range(n) if i not in (0, module.BLOCK, n - 1)]
+    assert len(unreadable) == 3
+
+
+def test_an_image_of_too_many_pixels_is_listed(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_PIXELS", 99)
+    paths = saved(tmp_path, [noise_image("L", size) for size in [(9, 11), (10, 10)]])
+    _, kept, unreadable, _ = decode_files(paths)
+    assert kept == [0]
+    assert unreadable == [("001.png", "10 x 10 pixels are more than 99")]
+
+
+def test_what_pillow_calls_a_bomb_is_listed(tmp_path, monkeypatch):
+    paths = saved(tmp_path, [noise_image("L", size) for size in [(4, 4), (30, 30)]])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    _, kept, unreadable, _ = decode_files(paths)
+    assert kept == [0]
+    assert [name for name, _ in unreadable] == ["001.png"] and "900 pixels" in unreadable[0][1]
+
+
+@pytest.mark.parametrize("damage", ["header", "pixels"])
+def test_nothing_readable_is_refused(tmp_path, damage):
+    paths = saved(tmp_path, [noise_image("RGB", (64, 64), i) for i in range(2)], ".jpg")
+    for path in paths:
+        path.write_bytes(path.read_bytes()[: 10 if damage == "header" else 1500])
+    with pytest.raises(InputError, match=r"^none of the 2 images can be read, the first: '000.jpg' \(.+\)$"):
+        decode_files(paths)

@@ -1,0 +1,428 @@
+import math
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+from conftest import planted
+from torch import nn
+
+from ptglab import backbones, engine, finetune, metrics, optim
+from ptglab.errors import InputError
+from ptglab.label_errors import Suspects
+
+CLASSES = 10
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tensors this small are done sooner by one thread, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def network(few):
+    """Return (backbone, head), the same at every call with the same seed.
+
+    Width 16: below, oneDNN writes past its memory in the backward of a channels-last 1x1 convolution of stride 2
+    where the threads do not share a batch evenly (github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+
+    def start(seed: int = 0) -> tuple[nn.Module, nn.Module]:
+        backbone = backbones.build("resnet18", 16, few.images, seed)
+        return backbone, backbones.head(backbone.num_features, CLASSES)
+
+    return start
+
+
+def small(n: int = 83, k: int = 4, seed: int = 0) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    """Return (features, labels_given, labels_true) of the planted problem, 30 % wrong."""
+    given, true, _, features = planted(n=n, k=k, rate=0.3, seed=seed)
+    return torch.as_tensor(features), given, true
+
+
+def state(*modules: nn.Module) -> list[torch.Tensor]:
+    return [v.clone() for module in modules for v in module.state_dict().values()]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def timeless(records: list[dict]) -> list[dict]:
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+
+
+def fit(cpu, inputs, labels, k: int = 4, **options) -> tuple[nn.Module, list[dict]]:
+    """Train a head on features; return (head, records)."""
+    head = backbones.head(inputs.shape[1], k)
+    options = dict(mode="linear", epochs=3, batch_size=16, place=cpu) | options
+    return head, list(finetune.train(nn.Identity(), head, inputs, labels, **options))
+
+
+def slow_linear(x: np.ndarray, y: np.ndarray, k: int, epochs: int, batch_size: int, seed: int, validation: float):
+    """Train a head literally, in float64: return (weight, bias, losses [E], margins [E, N])."""
+    held_out = engine.folds(y, round(1 / validation), seed) == 0
+    train = torch.as_tensor(np.flatnonzero(~held_out))
+    weight, bias = np.zeros((k, x.shape[1])), np.zeros(k)
+    momenta, running_mean, running_var = None, np.zeros(x.shape[1]), np.ones(x.shape[1])
+    steps, losses, history = math.ceil(len(train) / batch_size), [], np.zeros((epochs, len(y)))
+
+    def margin(logits: np.ndarray, label: int) -> float:
+        return logits[label] - max(v for c, v in enumerate(logits) if c != label)
+
+    for epoch in range(epochs):
+        total = 0.0
+        order = engine.generator("cpu", seed, epoch, "order")
+        for i, batch in enumerate(engine.shuffled_batches(train, batch_size, order, drop_last=False)):
+            step, warmup = epoch * steps + i, steps * min(5, max(1, epochs // 10))
+            rate = 0.01 * batch_size / 128 * optim.warmup_cosine(step, epochs * steps, warmup)
+            a, b = x[batch.numpy()], y[batch.numpy()]
+            running_mean = 0.9 * running_mean + 0.1 * a.mean(0)
+            running_var = 0.9 * running_var + 0.1 * a.var(0, ddof=1)
+            a = (a - a.mean(0)) / np.sqrt(a.var(0) + 1e-5)
+            logits = a @ weight.T + bias
+            p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+            total -= np.log(p[np.arange(len(b)), b]).sum()
+            for j, row in enumerate(batch.tolist()):
+                history[epoch, row] = margin(logits[j], b[j])
+            residual = (p - np.eye(k)[b]) / len(b)
+            gradients = [residual.T @ a + 5e-4 * weight, residual.sum(0)]  # no decay of the bias
+            momenta = gradients if momenta is None else [0.9 * m + g for m, g in zip(momenta, gradients, strict=True)]
+            weight = weight - rate * (gradients[0] + 0.9 * momenta[0])  # Nesterov
+            bias = bias - rate * (gradients[1] + 0.9 * momenta[1])
+        losses.append(total / len(train))
+        for row in np.flatnonzero(held_out):
+            z = (x[row] - running_mean) / np.sqrt(running_var + 1e-5)
+            history[epoch, row] = margin(weight @ z + bias, y[row])
+    return weight, bias, losses, history
+
+
+@pytest.mark.parametrize(("batch_size", "validation", "epochs"), [(16, 0.25, 4), (100, 0.1, 12), (13, 0.5, 2)])
+def test_linear_is_slow_literal_sgd(cpu, batch_size, validation, epochs):
+    x, labels, _ = small()
+    history = np.full((epochs, len(x)), np.nan, np.float32)
+    head, records = fit(
+        cpu, x, labels, epochs=epochs, batch_size=batch_size, validation=validation, seed=5, history=history
+    )
+    slow = slow_linear(x.numpy().astype(np.float64), labels, 4, epochs, batch_size, 5, validation)
+    np.testing.assert_allclose(head[1].weight.detach(), slow[0], atol=1e-5)
+    np.testing.assert_allclose(head[1].bias.detach(), slow[1], atol=1e-5)
+    np.testing.assert_allclose([record["loss"] for record in records], slow[2], rtol=1e-4)
+    np.testing.assert_allclose(history, slow[3], atol=1e-4)
+    held_out = engine.folds(labels, round(1 / validation), 5) == 0
+    for record, margins in zip(records, slow[3], strict=True):
+        assert record["accuracy_train"] == pytest.approx((margins[~held_out] > 1e-6).mean())
+        assert record["accuracy_validation"] == pytest.approx((margins[held_out] > 1e-6).mean())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_margins_by_hand(seed):
+    draws = torch.Generator().manual_seed(seed)
+    logits = torch.randn(30, 5, generator=draws).mul(3).round() if seed % 2 else torch.randn(30, 5, generator=draws)
+    labels = torch.randint(5, (30,), generator=draws)
+    expected = [
+        row[y] - max(v for c, v in enumerate(row) if c != y)
+        for row, y in zip(logits.tolist(), labels.tolist(), strict=True)
+    ]
+    np.testing.assert_allclose(finetune._margins(logits, labels), expected, rtol=1e-6)
+
+
+RECORD = {"epoch", "loss", "learning_rate", "seconds", "accuracy_train"}
+
+
+@pytest.mark.parametrize("mode", finetune.MODES)
+@pytest.mark.parametrize(
+    ("validation", "test", "more"),
+    [(0.1, True, {"accuracy_validation", "accuracy_test"}), (0.1, False, {"accuracy_validation"}), (0, False, set())],
+)
+def test_records_are_as_documented(few, cpu, network, mode, validation, test, more):
+    options = {"test": (few.images[64:96], few.labels_true[64:96])} if test else {}
+    records = list(
+        finetune.train(*network(), few.images[:64], few.labels_given[:64], mode=mode, epochs=2, batch_size=32,
+                       place=cpu, validation=validation, **options)
+    )  # fmt: skip
+    assert [record["epoch"] for record in records] == [1, 2]
+    for record in records:
+        assert record.keys() == RECORD | more
+        assert all(type(value) in (int, float) and math.isfinite(value) for value in record.values())
+        assert all(0 <= record[name] <= 1 for name in record if name.startswith("accuracy"))
+
+
+def test_linear_leaves_the_backbone_untouched_and_the_others_do_not(few, cpu, network):
+    """Bit for bit, with the statistics of its batch norms."""
+    for mode in finetune.MODES:
+        backbone, head = network()
+        before = state(backbone)
+        list(finetune.train(backbone.train(), head, few.images[:64], few.labels_given[:64], mode=mode, epochs=1,
+                            batch_size=32, place=cpu))  # fmt: skip
+        assert same(state(backbone), before) == (mode == "linear")
+        means = [v for k, v in backbone.state_dict().items() if k.endswith("bn1.running_mean")]
+        assert all(mean.any() for mean in means) == (mode != "linear")
+        assert head[1].weight.any()
+        filters = dict(backbone.named_parameters())["layer1.0.conv1.weight"]
+        assert (filters.grad is None) == (mode == "linear")
+
+
+def test_learning_rates_follow_the_mode_and_the_batch(cpu, network, few, monkeypatch):
+    rates = []
+
+    def groups(modules, rate, decay, original=optim.parameter_groups):
+        rates.append(rate)
+        return original(modules, rate, decay)
+
+    monkeypatch.setattr(optim, "parameter_groups", groups)
+    found = {}
+    for mode in finetune.MODES:
+        for batch_size in (32, 64):
+            rates.clear()
+            next(finetune.train(*network(), few.images[:64], few.labels_given[:64], mode=mode, epochs=1,
+                                batch_size=batch_size, place=cpu))  # fmt: skip
+            found[mode, batch_size] = list(rates)
+    assert [len(found[mode, 32]) for mode in ("linear", "light", "full")] == [1, 2, 2]
+    assert found["light", 32][1] < found["light", 32][0] and found["light", 32][1] < found["full", 32][1]
+    for mode in finetune.MODES:
+        assert found[mode, 64] == pytest.approx([2 * rate for rate in found[mode, 32]])
+
+
+def test_the_recorded_rate_is_that_of_the_last_step(cpu):
+    x, labels, _ = small(n=64)
+    _, records = fit(cpu, x, labels, epochs=4, batch_size=16, validation=0)
+    expected = [0.01 * 16 / 128 * optim.warmup_cosine(4 * epoch + 3, 16, 4) for epoch in range(4)]
+    assert [record["learning_rate"] for record in records] == pytest.approx(expected)
+
+
+def test_linear_on_cached_features_is_linear_on_images(few, cpu, network):
+    images, labels = few.images[:96], few.labels_given[:96]
+    backbone, head = network()
+    options = dict(mode="linear", epochs=4, batch_size=32, place=cpu, seed=2)
+    on_images = list(finetune.train(backbone, head, images, labels, **options))
+    features = engine.evaluate(backbone, images, cpu)
+    other, on_features = fit(cpu, features, labels, k=CLASSES, **options)
+    assert [r["loss"] for r in on_features] == pytest.approx([r["loss"] for r in on_images], rel=1e-3)
+    torch.testing.assert_close(other[1].weight, head[1].weight, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("mode", finetune.MODES)
+@pytest.mark.parametrize("validation", [0, 0.25])
+def test_history_holds_every_margin(few, cpu, network, mode, validation):
+    """Its sign says what the accuracies count; held-out rows have theirs after the epoch, from the network as it is."""
+    images, labels = few.images[:80], few.labels_given[:80]
+    backbone, head = network()
+    history = np.full((3, 80), np.nan, np.float32)
+    records = list(finetune.train(backbone, head, images, labels, mode=mode, epochs=3, batch_size=32, place=cpu,
+                                  validation=validation, history=history))  # fmt: skip
+    assert np.isfinite(history).all()
+    held_out = engine.folds(labels, 4, 0) == 0 if validation else np.zeros(80, bool)
+    for record, margins in zip(records, history, strict=True):
+        assert record["accuracy_train"] == pytest.approx((margins[~held_out] > 0).mean())
+        if validation:
+            assert record["accuracy_validation"] == pytest.approx((margins[held_out] > 0).mean())
+    assert 0 < records[-1]["accuracy_train"] < 1
+    if validation:
+        with torch.no_grad():
+            logits = head.eval()(backbone.eval()(images[held_out].float() / 255))
+        margins = finetune._margins(logits, torch.as_tensor(labels[held_out]))
+        np.testing.assert_allclose(history[-1, held_out], margins, atol=1e-4)
+
+
+def test_test_accuracy_is_that_of_the_direct_forward(few, cpu, network):
+    backbone, head = network()
+    test = few.images[128:], few.labels_true[128:]
+    *_, last = finetune.train(backbone, head, few.images[:128], few.labels_given[:128], mode="full", epochs=4,
+                              batch_size=32, place=cpu, test=test)  # fmt: skip
+    with torch.no_grad():
+        predicted = head.eval()(backbone.eval()(test[0].float() / 255)).argmax(1).numpy()
+    assert last["accuracy_test"] == (predicted == test[1]).mean()
+    assert 0.15 < last["accuracy_test"] < 1
+
+
+def test_margins_over_epochs_point_at_planted_flips(cpu):
+    """Area under the margin (Pleiss et al. 2020): a linear head cannot memorise what contradicts its neighbours."""
+    x, given, true = small(n=600, k=5)
+    history = np.zeros((8, 600), np.float32)
+    _, records = fit(cpu, x, given, k=5, epochs=8, batch_size=32, history=history, test=(x, true))
+    suspects = Suspects(history.mean(0), np.zeros(600, bool), given)
+    assert metrics.detection(suspects, given != true)["auroc"] > 0.97
+    assert records[-1]["accuracy_test"] > 0.95
+    assert records[-1]["accuracy_train"] < 0.75  # of labels of which 30 % are wrong
+
+
+def test_held_out_rows_are_never_trained_on(cpu, monkeypatch):
+    """With the folds pinned, other labels and other inputs of the held-out rows leave the weights as they are."""
+    x, labels, _ = small()
+    fold = np.arange(len(x)) % 10
+    monkeypatch.setattr(engine, "folds", lambda labels, number, seed: fold)
+    history = np.zeros((2, 3, len(x)), np.float32)
+    head, records = fit(cpu, x, labels, history=history[0])
+    out = torch.as_tensor(fold == 0)
+    other_labels = np.where(out, (labels + 1) % 4, labels)
+    other_x = torch.where(out[:, None], 100 * torch.ones_like(x), x)
+    changed, other_records = fit(cpu, other_x, other_labels, history=history[1])
+    assert same(state(changed), state(head))
+    assert [r["loss"] for r in other_records] == [r["loss"] for r in records]
+    np.testing.assert_array_equal((history[0] != history[1]).all(0), fold == 0)
+    np.testing.assert_array_equal((history[0] != history[1]).any(0), fold == 0)
+    labels[1] = (labels[1] + 1) % 4  # a row that is trained on
+    assert not same(state(fit(cpu, x, labels)[0]), state(head))
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+@pytest.mark.parametrize(("mode", "augmentation"), [("linear", None), ("light", "weak_digits"), ("full", "weak")])
+def test_a_resumed_run_equals_an_uninterrupted_one(few, cpu, network, tmp_path, mode, augmentation, stop):
+    """Bit for bit: weights, batch norm statistics, records, margins; it goes on from a network of other weights."""
+    path, history = tmp_path / "checkpoint.safetensors", np.zeros((2, 3, 70), np.float32)
+
+    def records(modules, **options):
+        return finetune.train(*modules, few.images[:70], few.labels_given[:70], mode=mode, epochs=3, batch_size=32,
+                              place=cpu, seed=4, augmentation=augmentation, **options)  # fmt: skip
+
+    straight = network()
+    expected = list(records(straight, history=history[0]))
+    interrupted = records(network(), history=history[1], checkpoint=path)
+    found = [next(interrupted) for _ in range(stop)]
+    interrupted.close()
+    torch.manual_seed(stop)
+    resumed = network(seed=0 if mode == "linear" else 1)
+    found += records(resumed, history=history[1], checkpoint=path)
+    assert timeless(found) == timeless(expected)
+    assert same(state(*resumed), state(*straight))
+    np.testing.assert_array_equal(history[1], history[0])
+    assert list(records(network(), checkpoint=path)) == []  # nothing is left to do
+
+
+def test_draws_depend_on_the_seed_alone(few, cpu, network):
+    def weights(seed: int, elsewhere: int) -> list[torch.Tensor]:
+        torch.manual_seed(elsewhere)
+        np.random.seed(elsewhere)  # noqa: NPY002
+        modules = network()
+        list(finetune.train(*modules, few.images[:64], few.labels_given[:64], mode="full", epochs=2, batch_size=32,
+                            place=cpu, seed=seed, augmentation="weak_digits"))  # fmt: skip
+        return state(*modules)
+
+    first = weights(0, 0)
+    assert same(weights(0, 1), first)
+    assert not same(weights(1, 0), first)
+
+
+@pytest.mark.parametrize("rest", [1, 2])
+def test_a_rest_of_one_row_is_trained_with_another_batch(cpu, rest):
+    """Batch norm takes no batch of one: 32 + rest rows in batches of 16."""
+    x, labels, _ = small(n=32 + rest)
+    history = np.full((2, len(x)), np.nan, np.float32)
+    _, records = fit(cpu, x, labels, epochs=2, validation=0, history=history)
+    assert len(records) == 2 and np.isfinite(history).all()
+
+
+def test_read_only_labels_are_taken_silently(cpu):
+    """Arrays of a run folder are read-only memory maps, of which torch warns once a process; here each time."""
+    x, labels, _ = small()
+    labels.flags.writeable = False
+    torch.set_warn_always(True)
+    try:
+        assert len(fit(cpu, x, labels)[1]) == 3
+    finally:
+        torch.set_warn_always(False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "liner"}, "unknown mode 'liner': did you mean 'linear'"),
+        ({"augmentation": "weak_digit"}, "unknown augmentation 'weak_digit': did you mean 'weak_digits'"),
+        ({"labels": np.full(83, 2)}, "only one class"),
+        ({"batch_size": 1}, "batch_size is 1"),
+        ({"epochs": 0}, "epochs 0"),
+        ({"validation": 0.7}, "validation 0.7"),
+        ({"validation": -0.1}, "validation -0.1"),
+        ({"rows": 2, "labels": np.arange(2)}, "nothing to train: 1 rows beside 1 held out"),
+    ],
+)
+def test_what_cannot_be_trained_is_named(cpu, options, message):
+    x, labels, _ = small()
+    options = {"labels": labels} | options
+    x = x[: options.pop("rows", None)]
+    with pytest.raises(InputError, match=message) as error:
+        fit(cpu, x, **options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_loss_that_is_not_finite_names_its_epoch(cpu, tmp_path, bad):
+    x, labels, _ = small()
+    path = tmp_path / "checkpoint.safetensors"
+    steps = finetune.train(nn.Identity(), backbones.head(16, 4), x, labels, mode="linear", epochs=3, place=cpu,
+                           validation=0, checkpoint=path)  # fmt: skip
+    next(steps)
+    kept = path.read_bytes()
+    x[3, 0] = bad
+    with pytest.raises(FloatingPointError, match=f"not finite in epoch 2; the last good state is {path}"):
+        next(steps)
+    assert path.read_bytes() == kept
+    with pytest.raises(FloatingPointError, match="not finite in epoch 1; nothing was kept"):
+        fit(cpu, x, labels, validation=0)
+
+
+@pytest.mark.parametrize("folds", [2, 3])
+def test_cross_fit_predicts_each_row_by_a_network_that_never_saw_its_label(cpu, monkeypatch, folds):
+    """Every row and label that a network is trained with, and every row it predicts, is written down."""
+    x, labels, _ = small()
+    number = {tuple(row): i for i, row in enumerate(x.tolist())}
+    trained, predicted = {}, defaultdict(list)
+
+    def train(backbone, head, inputs, labels_given, original=finetune.train, **options):
+        trained[head] = [number[tuple(row)] for row in inputs.tolist()]
+        np.testing.assert_array_equal(labels_given, labels[trained[head]])
+        return original(backbone, head, inputs, labels_given, **options)
+
+    def evaluate(module, inputs, place, original=engine.evaluate):
+        predicted[module[-1]] += [number[tuple(row)] for row in inputs.tolist()]
+        return original(module, inputs, place)
+
+    monkeypatch.setattr(finetune, "train", train)
+    monkeypatch.setattr(engine, "evaluate", evaluate)
+
+    def start() -> tuple[nn.Module, nn.Module]:
+        return nn.Identity(), backbones.head(16, 4)
+
+    probs = np.full((len(x), 4), np.nan, np.float32)
+    options = dict(mode="linear", epochs=2, batch_size=16, seed=3, place=cpu)
+    records = list(finetune.cross_fit(start, x, labels, probs, folds=folds, **options))
+    assert [(r["fold"], r["epoch"]) for r in records] == [(i // 2, i + 1) for i in range(2 * folds)]
+    assert all(record.keys() == RECORD | {"fold"} for record in records)
+    np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)
+    assert len(trained) == folds and trained.keys() == predicted.keys()
+    for head, rows in trained.items():
+        assert not set(rows) & set(predicted[head])
+        assert sorted(rows + predicted[head]) == list(range(len(x)))
+        with torch.no_grad():
+            direct = head.eval()(x[predicted[head]]).softmax(1)
+        np.testing.assert_allclose(probs[predicted[head]], direct, atol=1e-6)
+    assert sorted(sum(predicted.values(), [])) == list(range(len(x)))
+
+
+def test_cross_fit_of_random_labels_is_at_chance(cpu):
+    """600 dimensions memorise the labels of 300 rows, a head of its own each half; out of fold that is no help."""
+    draws = np.random.default_rng(0)
+    x, labels = torch.as_tensor(draws.normal(size=(300, 600)).astype(np.float32)), draws.integers(0, 5, 300)
+    options = dict(mode="linear", epochs=10, batch_size=32, place=cpu)
+
+    def start() -> tuple[nn.Module, nn.Module]:
+        return nn.Identity(), backbones.head(600, 5)
+
+    probs = np.empty((300, 5), np.float32)
+    *_, last = finetune.cross_fit(start, x, labels, probs, **options)
+    assert last["accuracy_train"] > 0.95
+    assert abs((probs.argmax(1) == labels).mean() - 0.2) < 0.07  # three standard deviations
+
+
+@pytest.mark.parametrize("option", [{"checkpoint": "c"}, {"history": np.zeros((1, 83))}, {"validation": 0.1}])
+def test_cross_fit_refuses_what_belongs_to_one_network(cpu, option):
+    x, labels, _ = small()
+    probs, options = np.zeros((83, 4), np.float32), dict(mode="linear", epochs=1, place=cpu)
+    steps = finetune.cross_fit(lambda: (nn.Identity(), backbones.head(16, 4)), x, labels, probs, **options, **option)
+    with pytest.raises(InputError, match=f"it takes no {next(iter(option))}"):
+        next(steps)

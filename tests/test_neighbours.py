@@ -1,0 +1,115 @@
+"""Nearest neighbours against scikit-learn's, their vote against a loop and lightly's."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import NearestNeighbors
+
+from ptglab import neighbours
+
+
+def data(n: int, d: int = 12, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0.3, size=(n, d)).astype(np.float32)
+
+
+def peer(features, k, bank=None):
+    """scikit-learn leaves each row itself out where it is asked about the rows it was given."""
+    search = NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute")
+    search.fit((features if bank is None else bank).astype(np.float64))
+    distance, index = search.kneighbors(None if bank is None else features.astype(np.float64))
+    return 1 - distance, index
+
+
+@pytest.mark.parametrize("elements", [1, 997, 10_000, 1 << 25], ids=lambda n: f"{n}_held")
+@pytest.mark.parametrize("m", [None, 150, 7], ids=lambda m: f"bank_{m}")
+@pytest.mark.parametrize("k", [1, 5])
+def test_nearest_is_scikit_learns(monkeypatch, k, m, elements):
+    """Whatever number of similarities is held at a time: one row's, a few rows', all."""
+    monkeypatch.setattr(neighbours, "BLOCK_ELEMENTS", elements)
+    features, bank = data(203), None if m is None else data(m, seed=1)
+    similarity, index = neighbours.nearest(features, k, bank)
+    expected_similarity, expected_index = peer(features, k, bank)
+    assert similarity.dtype == np.float32 and index.dtype == np.int64
+    np.testing.assert_array_equal(index, expected_index)
+    np.testing.assert_allclose(similarity, expected_similarity, atol=1e-5)
+
+
+def test_nearest_takes_tensors_and_ignores_length():
+    features = data(60)
+    expected = neighbours.nearest(features, 4)
+    lengths = np.random.default_rng(0).uniform(0.1, 9, (60, 1)).astype(np.float32)
+    for same in (torch.as_tensor(features), features * lengths, features.astype(np.float64)):
+        similarity, index = neighbours.nearest(same, 4)
+        np.testing.assert_array_equal(index, expected[1])
+        np.testing.assert_allclose(similarity, expected[0], atol=1e-6)
+
+
+def test_nearest_of_a_memory_map(tmp_path):
+    """As a run folder returns its arrays: read-only, which PyTorch would warn of."""
+    np.save(tmp_path / "features.npy", data(30))
+    mapped = np.load(tmp_path / "features.npy", mmap_mode="r")
+    np.testing.assert_array_equal(neighbours.nearest(mapped, 3)[1], peer(data(30), 3)[1])
+    np.testing.assert_array_equal(neighbours.nearest(mapped, 3, mapped[:9])[1], peer(data(30), 3, data(30)[:9])[1])
+
+
+def test_a_row_is_its_own_neighbour_only_in_a_bank():
+    features = data(50)
+    features[1] = features[0]  # duplicates find each other, not themselves
+    similarity, index = neighbours.nearest(features, 49)
+    assert all(i not in row for i, row in enumerate(index))
+    assert (index[0, 0], index[1, 0]) == (1, 0) and similarity[0, 0] == pytest.approx(1)
+    assert np.isfinite(similarity).all()
+    assert (neighbours.nearest(features[2:], 1, features[2:])[1][:, 0] == np.arange(48)).all()
+
+
+@pytest.mark.parametrize("bank, k, kept", [(None, 99, 9), (None, 9, 9), (4, 99, 4), (4, 4, 4), (4, 2, 2)])
+def test_k_is_cut_to_what_exists(bank, k, kept):
+    bank = None if bank is None else data(bank, seed=1)
+    similarity, index = neighbours.nearest(data(10), k, bank)
+    assert similarity.shape == index.shape == (10, kept)
+    assert all(len(set(row)) == kept for row in index)
+    assert (np.diff(similarity, axis=1) <= 0).all()
+
+
+def slow_vote(similarity, labels, num_classes, temperature):
+    result = []
+    for sims, row in zip(similarity.tolist(), labels.tolist(), strict=True):
+        votes = [0.0] * num_classes
+        for s, label in zip(sims, row, strict=True):
+            votes[label] += math.exp(s / temperature)
+        result.append([v / sum(votes) for v in votes])
+    return np.array(result)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.1, 1.0])
+@pytest.mark.parametrize("k, num_classes", [(1, 2), (5, 3), (20, 10)])
+def test_vote_is_the_slow_loop(k, num_classes, temperature):
+    draws = np.random.default_rng(k)
+    similarity, labels = draws.uniform(-1, 1, (80, k)), draws.integers(0, num_classes, (80, k))
+    votes = neighbours.vote(similarity, labels, num_classes, temperature)
+    assert votes.dtype == np.float32
+    np.testing.assert_allclose(votes, slow_vote(similarity, labels, num_classes, temperature), rtol=1e-5, atol=1e-7)
+
+
+def test_vote_in_closed_form():
+    """Equal neighbours count; one nearer by temperature x log 3 weighs three; far ones underflow to no zero sum."""
+    votes = neighbours.vote(np.zeros((1, 4)), np.array([[0, 2, 2, 2]]), 4)
+    np.testing.assert_allclose(votes, [[0.25, 0, 0.75, 0]])
+    votes = neighbours.vote(np.array([[0.5 + 0.1 * math.log(3), 0.5]]), np.array([[1, 0]]), 2)
+    np.testing.assert_allclose(votes, [[0.25, 0.75]], rtol=1e-6)
+    np.testing.assert_allclose(neighbours.vote([[-1.0, -1.0]], np.array([[1, 0]]), 2, temperature=1e-4), [[0.5, 0.5]])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nearest_and_vote_predict_what_lightly_does(seed):
+    from lightly.utils.benchmarking.knn import knn_predict
+
+    features, bank = data(100, seed=seed), data(300, seed=seed + 10)
+    labels = np.random.default_rng(seed).integers(0, 6, 300)
+    similarity, index = neighbours.nearest(features, 20, bank)
+    votes = neighbours.vote(similarity, labels[index], 6)
+    unit = [torch.nn.functional.normalize(torch.as_tensor(x), dim=1) for x in (features, bank)]
+    theirs = knn_predict(unit[0], unit[1].T, torch.as_tensor(labels), num_classes=6, knn_k=20, knn_t=0.1)
+    np.testing.assert_array_equal(votes.argmax(1), theirs[:, 0].numpy())

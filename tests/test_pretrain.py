@@ -1,0 +1,261 @@
+"""THE two-view loop: what it records, that it resumes to the bit, and that it learns what it was never told."""
+
+import math
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from lightly.loss import NTXentLoss
+from safetensors.torch import load_file
+from torch import nn
+
+from ptglab import augment, backbones, engine, metrics, optim, pretrain
+from ptglab.errors import InputError
+
+SMALL = {"batch_size": 32, "augmentation": "digits", "projection": 16}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks this small are faster on one thread, several times so on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def some(digits):
+    return digits.subset(96, seed=0)
+
+
+@pytest.fixture
+def fresh(some):
+    return lambda seed=0, width=8: backbones.build("resnet18", width, some.images, seed)
+
+
+def states_equal(a: nn.Module, b: nn.Module) -> bool:
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("method", pretrain.METHODS)
+def test_every_method_trains_with_its_own_views(some, fresh, cpu, method):
+    """One record an epoch with the documented keys; every weight moves and stays finite."""
+    backbone, start = fresh(), fresh()
+    records = list(pretrain.train(backbone, some.images, method, epochs=2, batch_size=48, projection=16, place=cpu))
+    assert [set(r) for r in records] == [{"epoch", "loss", "learning_rate", "images_per_second", "seconds"}] * 2
+    assert [r["epoch"] for r in records] == [1, 2]
+    assert all(math.isfinite(v) for r in records for v in r.values())
+    rate = pretrain.METHODS[method].learning_rate * 48 / 256
+    expected = [rate * optim.warmup_cosine(step, 4, 2) for step in (1, 3)]  # the last step of each epoch of two
+    assert [r["learning_rate"] for r in records] == pytest.approx(expected)
+    for r in records:
+        assert r["images_per_second"] * r["seconds"] == pytest.approx(96)
+    for (name, after), before in zip(backbone.named_parameters(), start.parameters(), strict=True):
+        assert after.isfinite().all() and not torch.equal(after, before), name
+
+
+@pytest.mark.parametrize("method", pretrain.METHODS)
+def test_views_suit_the_dataset(method):
+    assert pretrain.views(method, "cifar10") == pretrain.METHODS[method].views
+    assert pretrain.views(method, "digits") == pretrain.views(method, "svhn") == "digits"
+    with pytest.raises(InputError, match="unknown method 'simclear': did you mean 'simclr'"):
+        pretrain.views("simclear", "digits")
+
+
+def test_first_loss_by_hand(some, fresh, cpu):
+    """The mean loss of an epoch of two steps at a rate of next to nothing, put together from the peers' parts."""
+    record = next(pretrain.train(fresh(), some.images, "simclr", epochs=1, seed=4, learning_rate=1e-12, place=cpu,
+                                 **SMALL | {"batch_size": 48}))  # fmt: skip
+    network = nn.Sequential(fresh(), backbones.projector(64, 16, 16, 2, seed=4)).train()
+    order = torch.randperm(96, generator=engine.generator("cpu", 4, 0, "order"))
+    draws = engine.generator("cpu", 4, 0, "views")
+    criterion, expected = NTXentLoss(temperature=0.2), 0.0
+    for rows in (order[:48], order[48:]):
+        first, second = augment.two_views(some.images[rows], "digits", draws)
+        z = network(torch.cat([first, second]))  # both views share the batch norm's batch
+        expected += criterion(z[:48], z[48:]).item() / 2
+    assert record["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_first_step_is_lars_by_hand(some, fresh, cpu):
+    """One batch, one step: every weight moves by at most rate x gradient, and exactly so where it is excluded."""
+    backbone, start = fresh(), fresh()
+    options = SMALL | {"batch_size": 96}
+    list(pretrain.train(backbone, some.images, "simclr", epochs=1, learning_rate=256 / 96, weight_decay=0.0, place=cpu,
+                        **options))  # fmt: skip
+    projector = backbones.projector(64, 16, 16, 2, seed=0)
+    cpu.put(start).train()  # channels-last too: PyTorch's batch norm sums that in another order, and less exactly
+    order = torch.randperm(96, generator=engine.generator("cpu", 0, 0, "order"))
+    views = augment.two_views(some.images[order], "digits", engine.generator("cpu", 0, 0, "views"))
+    z1, z2 = projector(start(cpu.batch(torch.cat(views)))).chunk(2)
+    NTXentLoss(temperature=0.2)(z1, z2).backward()
+    for (name, after), w in zip(backbone.named_parameters(), start.parameters(), strict=True):
+        trust = min(0.02 * (w.norm() / w.grad.norm()).item(), 1.0) if w.ndim > 1 else 1.0  # the rate is 1
+        expected = w.detach() - trust * w.grad
+        torch.testing.assert_close(
+            after.detach(), expected, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name} {m}"
+        )
+
+
+@pytest.mark.parametrize("method, threads, batch_size", [("simclr", 2, 96), ("barlow_twins", 1, 32)])
+def test_resumed_run_equals_uninterrupted_to_the_bit(some, fresh, cpu, tmp_path, method, threads, batch_size):
+    """Stopped after 2 of 4 epochs and gone on with in new objects; weights, optimizer and records."""
+    torch.set_num_threads(threads)
+    options = SMALL | dict(epochs=4, batch_size=batch_size, seed=3, place=cpu, labels_given=some.labels_given)
+    whole = fresh()
+    records = list(pretrain.train(whole, some.images, method, **options, checkpoint=tmp_path / "whole"))
+    halved = pretrain.train(fresh(), some.images, method, **options, checkpoint=tmp_path / "halved")
+    before = list(islice(halved, 2))
+    halved.close()
+    torch.manual_seed(123)
+    again = fresh(seed=99)  # whatever it starts from is overwritten
+    after = list(pretrain.train(again, some.images, method, **options, checkpoint=tmp_path / "halved"))
+    assert [r["epoch"] for r in before + after] == [1, 2, 3, 4]
+    for key in ("loss", "learning_rate", "knn_accuracy"):
+        assert [r[key] for r in before + after] == [r[key] for r in records]
+    assert states_equal(again, whole)
+    kept, expected = load_file(tmp_path / "halved"), load_file(tmp_path / "whole")
+    assert kept.keys() == expected.keys() and all(torch.equal(kept[k], expected[k]) for k in kept)
+    assert any(k.startswith("projector/") for k in kept) and any(k.startswith("optimizer/") for k in kept)
+    assert not list(pretrain.train(fresh(), some.images, method, **options, checkpoint=tmp_path / "halved"))  # finished
+
+
+def test_weights_depend_on_the_seed_alone(some, fresh, cpu):
+    """Not on the global generators, not on whether labels are looked at; but on the seed."""
+
+    def trained(seed: int, **options) -> nn.Module:
+        torch.manual_seed(len(runs)), np.random.seed(len(runs))  # noqa: NPY002 - the state that must not matter
+        backbone = fresh()
+        runs.append(
+            list(pretrain.train(backbone, some.images, "simclr", epochs=2, seed=seed, place=cpu, **SMALL, **options))
+        )
+        return backbone
+
+    runs = []
+    first, again, watched = trained(0), trained(0), trained(0, labels_given=some.labels_given)
+    assert states_equal(first, again) and states_equal(first, watched)
+    assert [r["loss"] for r in runs[0]] == [r["loss"] for r in runs[1]] == [r["loss"] for r in runs[2]]
+    assert not states_equal(first, trained(1))
+
+
+@pytest.mark.parametrize("rows, step", [(2048, 1), (50, 2)])
+def test_knn_accuracy_by_hand(some, fresh, cpu, monkeypatch, rows, step):
+    """20 nearest others by cosine, votes exp(similarity / 0.1), in loops over what the backbone ended with."""
+    monkeypatch.setattr(pretrain, "KNN_ROWS", rows)
+    backbone = fresh()
+    options = SMALL | {"labels_given": some.labels_given, "place": cpu}
+    (record,) = pretrain.train(backbone, some.images, "simclr", epochs=1, **options)
+    images, labels = some.images[::step], some.labels_given[::step]
+    with torch.no_grad():
+        features = backbone.eval()(images / 255).double()
+    right = 0
+    for i in range(len(features)):
+        sims = torch.cosine_similarity(features[i : i + 1], features)
+        sims[i] = -2
+        votes = [0.0] * 10
+        for j in sims.argsort(descending=True)[:20].tolist():
+            votes[labels[j]] += math.exp(sims[j].item() / 0.1)
+        right += votes.index(max(votes)) == labels[i]
+    assert record["knn_accuracy"] == pytest.approx(right / len(features), abs=1e-9)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_loss_that_is_not_finite_ends_the_run(some, fresh, cpu, tmp_path, monkeypatch, keep):
+    """From the second epoch's second step on; the checkpoint stays at the first epoch."""
+    spec, calls = pretrain.METHODS["simclr"], []
+
+    def loss(z1, z2, **options):
+        calls.append(1)
+        return spec.loss(z1, z2, **options) * (math.nan if len(calls) >= 5 else 1)
+
+    monkeypatch.setitem(pretrain.METHODS, "simclr", replace(spec, loss=loss))
+    path = tmp_path / "checkpoint" if keep else None
+    run = pretrain.train(fresh(), some.images, "simclr", epochs=4, place=cpu, checkpoint=path, **SMALL)
+    assert next(run)["epoch"] == 1
+    says = (
+        f"not finite in epoch 2; the last good state is {path};" if keep else "not finite in epoch 2; nothing was kept;"
+    )
+    with pytest.raises(FloatingPointError) as error:
+        next(run)
+    assert says in str(error.value) and "learning_rate" in str(error.value) and "\n" not in str(error.value)
+    if keep:
+        assert all(v.isfinite().all() for v in load_file(path).values())
+        monkeypatch.setitem(pretrain.METHODS, "simclr", spec)
+        again = pretrain.train(fresh(), some.images, "simclr", epochs=4, place=cpu, checkpoint=path, **SMALL)
+        assert next(again)["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"method": "simclear"}, "unknown method 'simclear': did you mean 'simclr'"),
+        ({"augmentation": "digit"}, "unknown augmentation 'digit': did you mean 'digits'"),
+        ({"epochs": 0}, "nothing to train: 96 images, batch_size 32, epochs 0"),
+        ({"batch_size": 1}, "nothing to train: 96 images, batch_size 1"),
+        ({"images": 1}, "nothing to train: 1 images"),
+        ({"images": 0}, "nothing to train: 0 images"),
+    ],
+    ids=lambda v: "-".join(v) if isinstance(v, dict) else "",
+)
+def test_what_cannot_be_trained(some, fresh, cpu, tmp_path, change, says):
+    options = {"method": "simclr", "epochs": 2} | SMALL | change
+    images = some.images[: options.pop("images", None)]
+    backbone = fresh()
+    with pytest.raises(InputError, match=says):
+        next(pretrain.train(backbone, images, place=cpu, checkpoint=tmp_path / "checkpoint", **options))
+    assert states_equal(backbone, fresh()) and not list(tmp_path.iterdir())
+
+
+def test_fewer_images_than_a_batch_are_one_batch(some, fresh, cpu):
+    """And train as that many in a batch: the rate is scaled by what there is."""
+    small, exact = fresh(), fresh()
+    options = SMALL | {"epochs": 2, "place": cpu}
+    records = list(pretrain.train(small, some.images[:20], "simclr", **options | {"batch_size": 256}))
+    list(pretrain.train(exact, some.images[:20], "simclr", **options | {"batch_size": 20}))
+    assert states_equal(small, exact)
+    assert records[0]["learning_rate"] == pytest.approx(0.4 * 20 / 256)
+
+
+def test_checkpoint_of_another_network_is_refused(some, fresh, cpu, tmp_path):
+    options = SMALL | {"epochs": 2, "place": cpu, "checkpoint": tmp_path / "checkpoint"}
+    next(pretrain.train(fresh(), some.images, "simclr", **options))
+    with pytest.raises(InputError, match="checkpoint cannot be resumed"):
+        next(pretrain.train(fresh(width=4), some.images, "simclr", **options))
+
+
+def test_bfloat16_starts_where_float32_does(some, fresh):
+    """The same draws and weights; the first epoch's loss differs by rounding, and the weights stay float32."""
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        backbone, place = fresh(), engine.place("cpu", precision)
+        record = next(
+            pretrain.train(backbone, some.images, "simclr", epochs=1, learning_rate=1e-12, place=place, **SMALL)
+        )
+        losses[precision] = record["loss"]
+        assert {p.dtype for p in backbone.parameters()} == {torch.float32}
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+
+
+def test_images_alone_teach_their_classes(digits, cpu):
+    """Planted truth: the digits' classes, never shown, are nearer in the features after training than before."""
+    few = digits.subset(600, seed=0)
+    held_out = np.setdiff1d(np.arange(len(digits)), [digits.ids.index(i) for i in few.ids])
+    backbone = backbones.build("resnet18", 8, few.images, seed=0)
+
+    def accuracy() -> float:
+        bank, query = (engine.evaluate(backbone, x, cpu).numpy() for x in (few.images, digits.images[held_out]))
+        return metrics.knn_accuracy(bank, few.labels_true, query, digits.labels_true[held_out])
+
+    before = accuracy()
+    list(
+        pretrain.train(
+            backbone, few.images, "simclr", epochs=6, batch_size=64, augmentation="digits", projection=128, place=cpu
+        )
+    )
+    after = accuracy()
+    assert after > before + 0.03

@@ -1,0 +1,477 @@
+"""The run folder: nothing half-written, nothing mixed up, everything resumed exactly."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+
+from ptglab import optim, runs
+from ptglab.errors import InputError
+
+PARAMS = dict(dataset="digits", epochs=3, rate=0.4, cached=True, labels="", run_dir="a", device="cpu")
+
+
+def refused(*words, call):
+    """Return a function that calls `call` and asserts that it is refused in one line with all of `words`."""
+
+    def check(*args, **kwargs):
+        with pytest.raises(InputError) as caught:
+            call(*args, **kwargs)
+        message = str(caught.value)
+        assert "\n" not in message
+        assert [word for word in words if word not in message] == [], message
+
+    return check
+
+
+@pytest.fixture
+def run(tmp_path):
+    return runs.start(tmp_path / "run", **PARAMS)
+
+
+# ---- start and stages
+
+
+def test_parameters_survive_the_folder(run):
+    assert run.params == PARAMS
+    assert {name: type(value) for name, value in run.params.items()} == {n: type(v) for n, v in PARAMS.items()}
+    assert runs.start(run.path, **PARAMS).params == PARAMS
+
+
+def test_what_json_cannot_hold_leaves_no_file(tmp_path):
+    with pytest.raises(TypeError):
+        runs.start(tmp_path / "run", matrix=np.eye(2))
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"epochs": 5}, "(epochs 3 there, 5 here)"),
+        ({"epochs": 5, "dataset": "cifar10"}, "(dataset 'digits' there, 'cifar10' here; epochs 3 there, 5 here)"),
+        ({"width": 16}, "(width None there, 16 here)"),
+    ],
+)
+def test_a_run_with_other_parameters_is_refused(run, change, difference):
+    refused(str(run.path), difference, "another run_dir", call=runs.start)(run.path, **PARAMS | change)
+    assert run.params == PARAMS
+
+
+def test_a_dropped_parameter_is_a_difference(run):
+    fewer = {name: value for name, value in PARAMS.items() if name != "epochs"}
+    refused("epochs 3 there, None here", call=runs.start)(run.path, **fewer)
+
+
+@pytest.mark.parametrize("name", ["run_dir", "device"])
+def test_where_it_runs_is_no_difference(run, name):
+    assert runs.start(run.path, **PARAMS | {name: "elsewhere"}).params == PARAMS
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        refused(f"cannot write the run folder {path}", call=runs.start)(path, epochs=3)
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    refused(f"no run at {tmp_path}", "notebook", call=lambda: runs.Run(tmp_path).params)()
+    refused(f"no results in {tmp_path}", "notebook", call=runs.Run(tmp_path).results)()
+
+
+def test_finish_marks_the_stage_and_drops_its_checkpoint(run):
+    stage = run.stage("pretrain")
+    assert stage.path == run.path / "pretrain" and not stage.done
+    stage.checkpoint.write_bytes(b"x")
+    stage.finish()
+    assert stage.done and run.stage("pretrain").done and not run.done
+    assert [path.name for path in stage.path.iterdir()] == ["done"]
+    stage.finish()  # without a checkpoint, too
+
+
+# ---- records
+
+
+def test_a_record_is_on_disk_before_the_next_epoch(run):
+    records = [{"epoch": i, "loss": 1 / (i + 1)} for i in (1, 2, 3)]
+    seen = []
+
+    def steps():
+        for record in records:
+            yield record
+            seen.append([json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()])
+
+    run.follow(steps(), "pretrain", 3)
+    assert seen == [records[:1], records[:2], records]
+
+
+def test_the_progress_bar_counts_what_a_resumed_run_has_done(run, capsys):
+    run.follow([{"epoch": 8}, {"epoch": 10}], "pretrain", 10)
+    assert "pretrain" in (shown := capsys.readouterr().err) and "10/10" in shown
+
+
+def test_a_repeated_epoch_counts_once_and_the_last_time(run):
+    assert run.records().empty
+    for epochs, loss in [((1, 2, 3), 9.0), ((2, 3, 4), 0.1 + 0.2), ((1,), 5.0)]:
+        run.follow([{"epoch": epoch, "loss": loss * epoch} for epoch in epochs], "pretrain", 4)
+    again = 0.1 + 0.2
+    expected = pd.DataFrame({"epoch": [1, 2, 3, 4], "loss": [5.0, 2 * again, 3 * again, 4 * again]})
+    pd.testing.assert_frame_equal(run.records(), expected, check_exact=True)
+
+
+# ---- arrays
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros((0, 3)), np.float32(2.5), np.array(["né", "b"])],
+    ids=["matrix", "empty", "scalar", "text"],
+)
+def test_an_array_comes_back_as_it_was(run, array):
+    run.save_array("probs", np.ones(5))
+    run.save_array("probs", array)
+    back = run.array("probs")
+    assert back.dtype == np.asarray(array).dtype
+    np.testing.assert_array_equal(back, array)
+    assert [path.name for path in (run.path / "arrays").iterdir()] == ["probs.npy"]
+
+
+def test_a_large_array_is_memory_mapped(run):
+    run.save_array("features", np.ones((4, 4)))
+    assert isinstance(run.array("features"), np.memmap) and not run.array("features").flags.writeable
+
+
+def test_arrays_of_objects_are_refused(run):
+    run.save_array("probs", np.ones(3))
+    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
+        run.save_array("probs", np.array([{}, None]))
+    np.testing.assert_array_equal(run.array("probs"), np.ones(3))
+    assert len(list((run.path / "arrays").iterdir())) == 1
+
+
+def test_an_unknown_array_is_answered_with_those_there_are(run):
+    refused("no array 'probs'", str(run.path), "there are none", call=run.array)("probs")
+    run.save_array("probs", np.ones(1))
+    run.save_array("features", np.ones(1))
+    refused("no array 'prob'", "there are features, probs", call=run.array)("prob")
+
+
+def test_a_growing_array_goes_on_where_it_was_left(run):
+    array = run.growing_array("history", (3, 4))
+    assert array.dtype == np.float32 and not array.any()
+    array[0] = 1.5
+    array.flush()
+    np.testing.assert_array_equal(run.array("history"), [[1.5] * 4, [0] * 4, [0] * 4])
+    again = run.growing_array("history", (3, 4))
+    again[1] = 2.5
+    again.flush()
+    np.testing.assert_array_equal(run.array("history"), [[1.5] * 4, [2.5] * 4, [0] * 4])
+
+
+def test_stored_labels_belong_to_their_images(run):
+    ids = ["a/1.png", "b/2.png", "c/3.png"]
+    for name, array in dict(ids=ids, labels_given=[0, 1, 1], labels_true=[0, 1, 2]).items():
+        run.save_array(name, np.array(array))
+    labels = run.labels(ids, "digits")
+    assert {name: array.tolist() for name, array in labels.items()} == {
+        "labels_given": [0, 1, 1], "labels_true": [0, 1, 2]
+    }  # fmt: skip
+    for other in (ids[::-1], ids[:2], [*ids, "d.png"]):
+        refused(str(run.path), "other images", "dataset 'digits'", "same parameters", call=run.labels)(other, "digits")
+    refused(str(run.path), "other images", call=run.labels)(ids, "cifar10")
+    refused("no run at", call=runs.Run(run.path / "none").labels)(ids, "digits")
+
+
+# ---- results and figures
+
+# design.md, Contracts; `labels` and `n_train` say which columns and rows of the data set
+CONTRACT = """
+dataset backbone init mode loss noise noise_rate effective_rate seed accuracy_last accuracy_best accuracy_selected
+detector precision recall f1 balanced_accuracy auroc average_precision seconds_pretrain seconds_finetune seconds_detect
+device torch_version commit
+"""
+
+
+def test_results_have_the_columns_of_the_contract(run):
+    rows = [{"seed": 1, "dataset": "digits", "noise": "none"}, {"auroc": 0.1 + 0.2, "detector": "knn", "seed": 2}]
+    written = run.save_results(iter(rows))
+    header = (run.path / "results.csv").read_text().splitlines()[0].split(",")
+    assert [column for column in header if column not in ("labels", "n_train")] == CONTRACT.split()
+    results = run.results()
+    assert list(results.columns) == list(written.columns) == header
+    assert results["seed"].tolist() == [1, 2] and results["noise"].tolist()[0] == "none"
+    assert results["auroc"].tolist()[1] == 0.1 + 0.2 and np.isnan(results["auroc"][0])
+    assert (results["torch_version"] == torch.__version__).all()
+    assert results["f1"].isna().all()
+
+
+def test_a_commit_of_digits_stays_a_text(run):
+    run.save_results([{"commit": "0123456"}, {"commit": "12e4567"}])
+    assert run.results()["commit"].tolist() == ["0123456", "12e4567"]
+
+
+def test_an_unknown_result_column_is_refused(run):
+    run.save_results([{"seed": 1}])
+    refused("unknown result column 'accuracy_lst'", "did you mean 'accuracy_last'", call=run.save_results)(
+        [{"seed": 2}, {"accuracy_lst": 0.5}]
+    )
+    assert run.results()["seed"].tolist() == [1]
+
+
+def test_a_figure_is_written_beside_what_it_was_drawn_from(run):
+    figure, drawn_from = Figure(figsize=(2, 1)), pd.DataFrame({"rate": [0.2, 0.4], "accuracy": [0.1 + 0.2, 0.9]})
+    figure.add_subplot().plot(drawn_from["rate"], drawn_from["accuracy"])
+    run.save_figure("alone", figure)
+    run.save_figure("losses", figure, drawn_from)
+    folder = run.path / "figures"
+    assert sorted(path.name for path in folder.iterdir()) == ["alone.png", "losses.csv", "losses.png"]
+    with Image.open(folder / "losses.png") as image:
+        assert image.format == "PNG" and image.width > 150
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "losses.csv"), drawn_from, check_exact=True)
+
+
+def test_the_commit_of_an_installed_copy_is_empty(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "ptglab" / "runs.py"))
+    assert runs.commit() == ""
+
+
+# ---- atomic writing
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_a_write_that_fails_half_way_leaves_what_was_there(tmp_path, before):
+    path = tmp_path / "file.txt"
+    if before:
+        path.write_text(before)
+
+    def half(temporary):
+        temporary.write_text("ne")
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        runs.write(path, half)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == ([("file.txt", "old")] if before else [])
+
+
+def test_a_write_goes_to_a_file_beside_and_takes_its_place(tmp_path):
+    path, seen = tmp_path / "file.txt", []
+    path.write_text("old")
+
+    def save(temporary):
+        temporary.write_text("new")
+        seen.append((temporary.parent == tmp_path, path.read_text()))
+
+    runs.write(path, save)
+    assert seen == [(True, "old")]
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file.txt", "new")]
+
+
+# ---- checkpoints
+
+
+def network(seed, inner=4):
+    torch.manual_seed(seed)
+    backbone = nn.Sequential(nn.Linear(3, inner), nn.BatchNorm1d(inner), nn.ReLU())
+    return dict(backbone=backbone, head=nn.Linear(inner, 2))
+
+
+OPTIMIZERS = {
+    "sgd": lambda ms: torch.optim.SGD(optim.parameter_groups(ms, 0.1, 1e-3), momentum=0.9),
+    "plain sgd": lambda ms: torch.optim.SGD(optim.parameter_groups(ms, 0.1, 1e-3)),
+    "lars": lambda ms: optim.LARS(optim.parameter_groups(ms, 0.1, 1e-3), lr=0.1),
+    "adamw": lambda ms: torch.optim.AdamW(optim.parameter_groups(ms, 0.1, 1e-3)),
+}
+
+
+def train(modules, optimizer, epochs):
+    """One step an epoch, on a batch that only the epoch decides."""
+    for epoch in epochs:
+        draws = torch.Generator().manual_seed(epoch)
+        x, y = torch.randn(8, 3, generator=draws), torch.randint(0, 2, (8,), generator=draws)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(modules["head"](modules["backbone"](x)), y).backward()
+        optimizer.step()
+
+
+def state(modules, optimizer):
+    tensors = {f"{name}.{k}": v for name, module in modules.items() for k, v in module.state_dict().items()}
+    moments = optimizer.state_dict()["state"]
+    return tensors | {f"{i}.{k}": v for i, values in moments.items() for k, v in values.items()}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for key, tensor in a.items():
+        assert tensor.dtype == b[key].dtype and torch.equal(tensor, b[key]), key
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, name):
+    path = tmp_path / "checkpoint.safetensors"
+    modules = network(seed=0)
+    optimizer = OPTIMIZERS[name](modules.values())
+    train(modules, optimizer, range(3))
+    runs.save_checkpoint(path, 3, optimizer, **modules)
+    saved = {key: tensor.clone() for key, tensor in state(modules, optimizer).items()}
+    train(modules, optimizer, range(3, 6))
+
+    resumed = network(seed=1)
+    other = OPTIMIZERS[name](resumed.values())
+    assert runs.load_checkpoint(path, other, **resumed) == 3
+    assert_same(state(resumed, other), saved)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+    train(resumed, other, range(3, 6))
+    assert_same(state(resumed, other), state(modules, optimizer))
+    assert any((saved[key] != tensor).any() for key, tensor in state(resumed, other).items())
+
+
+def test_without_a_checkpoint_nothing_is_done(tmp_path):
+    modules = network(seed=0)
+    optimizer = OPTIMIZERS["sgd"](modules.values())
+    before = {key: tensor.clone() for key, tensor in state(modules, optimizer).items()}
+    runs.save_checkpoint(None, 1, optimizer, **modules)
+    assert runs.load_checkpoint(None, optimizer, **modules) == 0
+    assert runs.load_checkpoint(tmp_path / "none", optimizer, **modules) == 0
+    assert_same(state(modules, optimizer), before)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    modules = network(seed=0)
+    optimizer = OPTIMIZERS["sgd"](modules.values())
+    train(modules, optimizer, range(1))
+    runs.save_checkpoint(tmp_path / "c.safetensors", 1, optimizer, **modules)
+    return tmp_path / "c.safetensors"
+
+
+def resume(path, modules):
+    return runs.load_checkpoint(path, OPTIMIZERS["sgd"](modules.values()), **modules)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 0.5, -1], ids=["empty", "in the length", "half", "all but one byte"])
+def test_a_truncated_checkpoint_is_refused(checkpoint, kept):
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[: int(kept * len(content)) if kept == 0.5 else kept])
+    refused(f"{checkpoint} cannot be resumed", "delete it", call=resume)(checkpoint, network(seed=1))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        network(0, inner=5),
+        {"backbone": network(0)["backbone"], "projector": nn.Linear(4, 2)},
+        {"backbone": network(0)["backbone"][:1], "head": nn.Linear(4, 2)},
+        {"backbone": network(0)["backbone"], "head": nn.Linear(4, 2, bias=False)},
+    ],
+    ids=["width", "module", "fewer layers", "no bias"],
+)
+def test_the_checkpoint_of_another_network_is_refused(checkpoint, other):
+    refused(f"{checkpoint} cannot be resumed", call=resume)(checkpoint, other)
+
+
+def test_divergence_says_what_was_kept(checkpoint):
+    assert f"in epoch 4; the last good state is {checkpoint};" in runs.diverged(4, checkpoint)
+    for nothing in (None, checkpoint.with_name("none")):
+        assert "in epoch 4; nothing was kept; a lower learning_rate" in runs.diverged(4, nothing)
+
+
+# ---- notebooks
+
+DECLARED = dict(run_dir="runs/x", epochs=40, rate=0.4, offset=-1, cached=True)
+CELL = "".join(f"{name} = {value!r}  # what it is\n" for name, value in DECLARED.items())
+
+
+def write_notebook(path, source=CELL, tags=("parameters",)):
+    """A cell of another kind comes first."""
+    cells = [
+        {"cell_type": "markdown", "metadata": {}, "source": ["# Question\n"]},
+        {"cell_type": "code", "metadata": {"tags": list(tags)}, "source": source},
+        {"cell_type": "code", "metadata": {}, "source": ["epochs = epochs * 2"]},
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    return str(path)
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    return write_notebook(tmp_path / "mine.ipynb")
+
+
+def namespace(injected="", **changed):
+    """What a notebook's globals hold once papermill's cell has run."""
+    values = DECLARED | changed
+    exec(injected, {}, values)
+    return values | {"In": ["", "import this", CELL, injected]}
+
+
+@pytest.mark.parametrize("source", [CELL, CELL.splitlines(keepends=True)], ids=["text", "lines"])
+def test_declared_parameters_of_a_path(tmp_path, source):
+    assert runs.declared_parameters(write_notebook(tmp_path / "mine.ipynb", source)) == DECLARED
+
+
+def test_a_notebook_without_parameters_declares_none(tmp_path):
+    assert runs.declared_parameters(write_notebook(tmp_path / "mine.ipynb", tags=())) == {}
+
+
+@pytest.mark.parametrize("folder", ["ptglab/notebooks", "notebooks"], ids=["wheel", "checkout"])
+def test_our_notebooks_go_by_name(tmp_path, monkeypatch, folder):
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "ptglab" / "runs.py"))
+    path = write_notebook(tmp_path / folder / "02_pretrain.ipynb")
+    write_notebook(tmp_path / folder / "03_finetune.ipynb")
+    assert str(runs.notebook_path("02_pretrain")) == path
+    assert runs.declared_parameters("02_pretrain") == DECLARED
+    refused("unknown notebook '02_pretrian'", "did you mean '02_pretrain'", "03_finetune", call=runs.notebook_path)(
+        "02_pretrian"
+    )
+
+
+def test_parameters_are_the_values_in_hand(notebook):
+    assert runs.parameters(notebook, namespace()) == DECLARED
+    given = runs.parameters(notebook, namespace("# Parameters\nepochs = 3\nrun_dir = 'b'\n", rate=0.7, other="no"))
+    assert given == DECLARED | {"epochs": 3, "run_dir": "b", "rate": 0.7}
+
+
+def test_outside_ipython_there_is_no_injected_cell(notebook):
+    assert runs.parameters(notebook, dict(DECLARED)) == DECLARED
+
+
+def test_a_parameter_nobody_declared_is_refused(notebook):
+    injected = "# Parameters\nepohcs = 3\n"
+    refused("'epohcs'", notebook, "did you mean 'epochs'", call=runs.parameters)(notebook, namespace(injected))
+
+
+def test_a_cell_of_ones_own_is_not_taken_for_papermills(notebook):
+    own = "# Parameters of the figure\nimport math\nsize = (3, 4)\n"
+    assert runs.parameters(notebook, namespace(own)) == DECLARED
+
+
+@pytest.mark.parametrize(
+    ("values", "type_name"),
+    [
+        ({"epochs": "3"}, "int"),
+        ({"epochs": 3.0}, "int"),
+        ({"epochs": True}, "int"),
+        ({"rate": True}, "float"),
+        ({"rate": "0.4"}, "float"),
+        ({"cached": 1}, "bool"),
+        ({"run_dir": None}, "str"),
+        ({"run_dir": 3}, "str"),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_type_is_refused(notebook, values, type_name):
+    [(name, value)] = values.items()
+    injected = f"# Parameters\n{name} = {value!r}\n"
+    refused(f"parameter '{name}'", notebook, f"is {value!r}", f"type {type_name}", call=runs.parameters)(
+        notebook, namespace(injected)
+    )
+
+
+@pytest.mark.parametrize("values", [{"rate": 1}, {"epochs": 0}, {"offset": 2}, {"cached": False}], ids=str)
+def test_a_value_that_will_do_is_kept(notebook, values):
+    assert runs.parameters(notebook, namespace(**values)) == DECLARED | values
