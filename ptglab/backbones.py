@@ -13,6 +13,8 @@ from ptglab.errors import InputError, one_of
 
 
 class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut; `planes` channels out."""
+
     expansion = 1
 
     def __init__(self, channels: int, planes: int, stride: int):
@@ -30,6 +32,8 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions and a shortcut; 4 x `planes` channels out."""
+
     expansion = 4
 
     def __init__(self, channels: int, planes: int, stride: int):
@@ -49,10 +53,23 @@ class Bottleneck(nn.Module):
         return y.add_(self.downsample(x)).relu_()
 
 
+class Shortcut(nn.Sequential):
+    """1x1 convolution of stride `stride`, and batch norm.
+
+    The stride is taken by slicing: oneDNN writes out of bounds in the backward pass of a strided 1x1 convolution,
+    channels-last, with fewer input channels than a vector register holds (seen with torch 2.15, width 8, two threads).
+    """
+
+    def __init__(self, channels: int, out: int, stride: int):
+        super().__init__(nn.Conv2d(channels, out, 1, bias=False), nn.BatchNorm2d(out))
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:, :, :: self.stride, :: self.stride])
+
+
 def _shortcut(channels: int, out: int, stride: int) -> nn.Module:
-    if stride == 1 and channels == out:
-        return nn.Identity()
-    return nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+    return nn.Identity() if stride == 1 and channels == out else Shortcut(channels, out, stride)
 
 
 BACKBONES = {

@@ -14,7 +14,7 @@ from scipy.stats import binom, kstest
 from ptglab import augment
 from ptglab.errors import InputError
 
-SIZES = [(3, 16, 16), (1, 16, 16), (3, 28, 28), (3, 12, 20), (1, 21, 9), (3, 64, 40)]
+SIZES = [(3, 16, 16), (1, 16, 16), (3, 32, 36), (3, 12, 20), (1, 21, 9), (3, 64, 40)]
 COLOURED = augment.Recipe(solarize=0.3)  # everything happens
 
 

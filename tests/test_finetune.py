@@ -101,7 +101,7 @@ def slow_linear(x: np.ndarray, y: np.ndarray, k: int, epochs: int, batch_size: i
     return weight, bias, losses, history
 
 
-@pytest.mark.parametrize(("batch_size", "validation", "epochs"), [(16, 0.25, 4), (100, 0.1, 12), (13, 0.5, 2)])
+@pytest.mark.parametrize(("batch_size", "validation", "epochs"), [(16, 0.25, 4), (100, 0.1, 20), (13, 0.5, 2)])
 def test_linear_is_slow_literal_sgd(cpu, batch_size, validation, epochs):
     x, labels, _ = small()
     history = np.full((epochs, len(x)), np.nan, np.float32)

@@ -81,29 +81,29 @@ def test_first_loss_by_hand(some, fresh, cpu):
     assert record["loss"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_first_step_is_lars_by_hand(some, fresh, cpu):
-    """One batch, one step: every weight moves by at most rate x gradient, and exactly so where it is excluded."""
-    backbone, start = fresh(), fresh()
-    options = SMALL | {"batch_size": 96}
-    list(pretrain.train(backbone, some.images, "simclr", epochs=1, learning_rate=256 / 96, weight_decay=0.0, place=cpu,
-                        **options))  # fmt: skip
-    projector = backbones.projector(64, 16, 16, 2, seed=0)
-    cpu.put(start).train()  # channels-last too: PyTorch's batch norm sums that in another order, and less exactly
+def test_first_step_is_lars_by_hand(some, fresh, cpu, tmp_path):
+    """One batch, one step at a rate of 1, of the backbone and (in the checkpoint) the projector."""
+    options = SMALL | dict(batch_size=96, epochs=1, learning_rate=256 / 96, weight_decay=0.0, place=cpu)
+    list(pretrain.train(fresh(), some.images, "simclr", **options, checkpoint=tmp_path / "checkpoint"))
+    after = load_file(tmp_path / "checkpoint")
+    # channels-last as in the loop: PyTorch's batch norm sums that in another order, and less exactly
+    network = cpu.put(nn.ModuleDict({"backbone": fresh(), "projector": backbones.projector(64, 16, 16, 2, seed=0)}))
     order = torch.randperm(96, generator=engine.generator("cpu", 0, 0, "order"))
     views = augment.two_views(some.images[order], "digits", engine.generator("cpu", 0, 0, "views"))
-    z1, z2 = projector(start(cpu.batch(torch.cat(views)))).chunk(2)
+    z1, z2 = network["projector"](network["backbone"](cpu.batch(torch.cat(views)))).chunk(2)
     NTXentLoss(temperature=0.2)(z1, z2).backward()
-    for (name, after), w in zip(backbone.named_parameters(), start.parameters(), strict=True):
-        trust = min(0.02 * (w.norm() / w.grad.norm()).item(), 1.0) if w.ndim > 1 else 1.0  # the rate is 1
-        expected = w.detach() - trust * w.grad
-        torch.testing.assert_close(
-            after.detach(), expected, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name} {m}"
-        )
+    for name, w in network.named_parameters():
+        trust = min(0.02 * (w.norm() / w.grad.norm()).item(), 1.0) if w.ndim > 1 else 1.0
+        moved = after[name.replace(".", "/", 1)] - w.detach()
+        assert (moved + trust * w.grad).norm() < 1e-3 * moved.norm(), name
 
 
 @pytest.mark.parametrize("method, threads, batch_size", [("simclr", 2, 96), ("barlow_twins", 1, 32)])
 def test_resumed_run_equals_uninterrupted_to_the_bit(some, fresh, cpu, tmp_path, method, threads, batch_size):
-    """Stopped after 2 of 4 epochs and gone on with in new objects; weights, optimizer and records."""
+    """Stopped after 2 of 4 epochs and gone on with in new objects; weights, optimizer and records.
+
+    The epoch that was told when the run stopped may be told again, and then counts once.
+    """
     torch.set_num_threads(threads)
     options = SMALL | dict(epochs=4, batch_size=batch_size, seed=3, place=cpu, labels_given=some.labels_given)
     whole = fresh()
@@ -114,9 +114,11 @@ def test_resumed_run_equals_uninterrupted_to_the_bit(some, fresh, cpu, tmp_path,
     torch.manual_seed(123)
     again = fresh(seed=99)  # whatever it starts from is overwritten
     after = list(pretrain.train(again, some.images, method, **options, checkpoint=tmp_path / "halved"))
-    assert [r["epoch"] for r in before + after] == [1, 2, 3, 4]
+    assert after[0]["epoch"] in (2, 3)
+    told = {r["epoch"]: r for r in before + after}
+    assert list(told) == [1, 2, 3, 4]
     for key in ("loss", "learning_rate", "knn_accuracy"):
-        assert [r[key] for r in before + after] == [r[key] for r in records]
+        assert [r[key] for r in told.values()] == [r[key] for r in records]
     assert states_equal(again, whole)
     kept, expected = load_file(tmp_path / "halved"), load_file(tmp_path / "whole")
     assert kept.keys() == expected.keys() and all(torch.equal(kept[k], expected[k]) for k in kept)
@@ -222,7 +224,7 @@ def test_fewer_images_than_a_batch_are_one_batch(some, fresh, cpu):
 
 def test_checkpoint_of_another_network_is_refused(some, fresh, cpu, tmp_path):
     options = SMALL | {"epochs": 2, "place": cpu, "checkpoint": tmp_path / "checkpoint"}
-    next(pretrain.train(fresh(), some.images, "simclr", **options))
+    list(pretrain.train(fresh(), some.images, "simclr", **options))
     with pytest.raises(InputError, match="checkpoint cannot be resumed"):
         next(pretrain.train(fresh(width=4), some.images, "simclr", **options))
 
