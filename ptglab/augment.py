@@ -33,8 +33,8 @@ class Recipe:
     solarize: float = 0.0
 
 
-# SimCLR (Chen et al. 2020, appendix A) with the jitter of its CIFAR experiments, which blur too in solo-learn's;
-# Barlow Twins (Zbontar et al. 2021, section 3.1, the asymmetric views of BYOL) with solo-learn's CIFAR values.
+# SimCLR (Chen et al. 2020, appendix A), Barlow Twins (Zbontar et al. 2021, section 3.1: the asymmetric views of
+# BYOL) and VICReg, with the strengths solo-learn uses on CIFAR.
 _SIMCLR = Recipe(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
 _BARLOW = Recipe(blur=0.0)
 _DIGITS = Recipe(crop_scale=(0.4, 1.0), flip=0.0, brightness=0.4, contrast=0.4, hue=0.0, grey=0.0, blur=0.3)
@@ -146,7 +146,7 @@ def _resampling(n: int, start: Tensor, length: Tensor) -> Tensor:
 
 
 def _blurring(n: int, sigma: Tensor) -> Tensor:
-    """Return [B, n, n]: a Gaussian of about a tenth of the image, edges reflected; the identity where sigma is 0."""
+    """Return [B, n, n]: a Gaussian cut at n/20 pixels, edges reflected; the identity where sigma is 0."""
     radius = max(1, round(n / 20))
     taps = torch.arange(-radius, radius + 1, device=sigma.device)
     weights = torch.exp(-0.5 * (taps / sigma.clamp(min=1e-3)[:, None]) ** 2)  # [B, taps]

@@ -124,7 +124,7 @@ def build(name: str, width: int, images: Tensor, seed: int) -> ResNet:
     images. Raises InputError for an unknown name.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(int(seed))
         backbone = ResNet(name, width, images.shape[1])
     sample = images[:: max(1, -(-len(images) // 10_000))].float() / 255
     backbone.mean.copy_(sample.mean((0, 2, 3)))
@@ -136,7 +136,7 @@ def projector(features: int, hidden: int, out: int, layers: int, seed: int) -> n
     """Return an MLP [B, features] -> [B, out] of `layers` linear layers, batch norm and ReLU between them."""
     sizes = [features] + [hidden] * (layers - 1) + [out]
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(int(seed))
         modules = []
         for a, b in zip(sizes[:-2], sizes[1:-1], strict=True):
             modules += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU(inplace=True)]

@@ -42,8 +42,8 @@ def vicreg(
     """VICReg: twins close, every dimension with a standard deviation of at least 1, dimensions uncorrelated.
 
     z1, z2: projections [B, D], B > 1. Returns a scalar.
-    Bardes et al. 2022 (arXiv 2105.04906), equation 6; the variance term is the mean over the two views,
-    the covariance term their sum, as in the authors' implementation.
+    Bardes et al. 2022 (arXiv 2105.04906), equation 6; as in the authors' implementation, the invariance is a mean
+    over dimensions too, the variance term is the mean over the two views, the covariance term their sum.
     """
     z1, z2 = z1.float(), z2.float()
     hinge = sum(F.relu(1 - (z.var(dim=0) + eps).sqrt()).mean() for z in (z1, z2)) / 2

@@ -41,8 +41,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 class LARS(torch.optim.Optimizer):
     """SGD with momentum whose step is scaled, per parameter, by ||w|| / ||gradient||.
 
-    You et al. 2017 (arXiv 1708.03888), algorithm 1. `eta` is the trust coefficient; `clip` bounds the adapted
-    rate by the group's own, which small data sets need. Groups with `adapt=False` take plain SGD steps.
+    After You et al. 2017 (arXiv 1708.03888), with the weight decay inside the gradient's norm, as Barlow Twins'
+    authors have it. `eta` is the trust coefficient; `clip` bounds the adapted rate by the group's own, which small
+    data sets need. Groups with `adapt=False` take plain SGD steps.
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.9, eta: float = 0.02, clip: bool = True):

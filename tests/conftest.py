@@ -6,7 +6,7 @@ import torch
 
 from ptglab import data, engine
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # faster for networks this small, and several times so on a busy machine
 
 
 @pytest.fixture(scope="session")
