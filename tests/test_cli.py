@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +69,12 @@ def test_values_take_the_type_of_the_parameter():
     values = cli._values("02_pretrain", ["epochs=3", "learning_rate=1", "method=vicreg"])
     assert values == {"epochs": 3, "learning_rate": 1.0, "method": "vicreg"}
     assert isinstance(values["learning_rate"], float)
+
+
+def test_the_wheel_carries_the_notebooks_and_nothing_they_left(tmp_path):
+    root = Path(__file__).parents[1]
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(root)]
+    done = subprocess.run(build, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    names = {name for name in zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist() if "notebooks/" in name}
+    assert names == {f"ptglab/notebooks/{path.name}" for path in (root / "notebooks").glob("*.ipynb")}
