@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ptglab import data, engine
+from ptglab.errors import InputError
 
 torch.set_num_threads(1)  # faster for networks this small, and several times so on a busy machine
 
@@ -42,3 +43,16 @@ def planted(n: int = 1000, k: int = 5, rate: float = 0.2, seed: int = 0):
     probs = (probs / probs.sum(1, keepdims=True)).astype(np.float32)
     given = np.where(draws.random(n) < rate, (true + draws.integers(1, k, n)) % k, true)
     return given, true, probs, features
+
+
+def refused(*words, call=data.load):
+    """Return a function that calls `call` and asserts that it is refused in one line with all of `words`."""
+
+    def check(*args, **kwargs):
+        with pytest.raises(InputError) as caught:
+            call(*args, **kwargs)
+        message = str(caught.value)
+        assert "\n" not in message
+        assert [word for word in words if word not in message] == [], message
+
+    return check

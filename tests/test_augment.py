@@ -18,15 +18,6 @@ SIZES = [(3, 16, 16), (1, 16, 16), (3, 32, 36), (3, 12, 20), (1, 21, 9), (3, 64,
 COLOURED = augment.Recipe(solarize=0.3)  # everything happens
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Batches this small are faster on one thread, several times so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def rand(*shape: int, seed: int = 0, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
     return low + (high - low) * torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 

@@ -17,15 +17,6 @@ from ptglab.errors import InputError
 EXPANSION = {"resnet18": 1, "resnet34": 1, "resnet50": 4}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small are faster on one thread, several times so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def uint8(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 

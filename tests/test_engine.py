@@ -9,15 +9,6 @@ from ptglab import backbones, engine
 from ptglab.errors import InputError
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small are faster on one thread, several times so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def gpus(monkeypatch):
     """Pretend to have a number of CUDA devices."""

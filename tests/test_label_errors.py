@@ -23,15 +23,6 @@ with warnings.catch_warnings():
     )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small are done sooner by one thread, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def random_problem(seed: int, dtype: type = np.float64) -> tuple[np.ndarray, np.ndarray]:
     """Return (labels, probs) of random N, K, noise and sharpness; every third has ties, every fourth an empty class."""
     draws = np.random.default_rng(seed)

@@ -17,15 +17,6 @@ from ptglab.errors import InputError
 SMALL = {"batch_size": 32, "augmentation": "digits", "projection": 16}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small are faster on one thread, several times so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def some(digits):
     return digits.subset(96, seed=0)

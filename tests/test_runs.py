@@ -6,27 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import refused
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
 from ptglab import optim, runs
-from ptglab.errors import InputError
 
 PARAMS = dict(dataset="digits", epochs=3, rate=0.4, cached=True, labels="", run_dir="a", device="cpu")
-
-
-def refused(*words, call):
-    """Return a function that calls `call` and asserts that it is refused in one line with all of `words`."""
-
-    def check(*args, **kwargs):
-        with pytest.raises(InputError) as caught:
-            call(*args, **kwargs)
-        message = str(caught.value)
-        assert "\n" not in message
-        assert [word for word in words if word not in message] == [], message
-
-    return check
 
 
 @pytest.fixture
