@@ -49,13 +49,9 @@ def train(
     head_rate, backbone_rate = MODES[one_of("mode", mode, MODES)]
     if augmentation:
         augment.preset(augmentation)
-    if len(np.unique(labels_given)) < 2:
-        raise InputError("there is only one class among the given labels: nothing to tell apart")
-    if batch_size < 2 or epochs < 1 or not 0 <= validation <= 0.5:
-        raise InputError(
-            f"batch_size is {batch_size}, epochs {epochs}, validation {validation}: "
-            "they must be at least 2, at least 1, and 0 to 0.5"
-        )
+    if batch_size < 2 or epochs < 1:
+        raise InputError(f"batch_size is {batch_size}, epochs {epochs}: they must be at least 2 and 1")
+    rows, held_out = _held_out(labels_given, validation, seed)
     place = place or engine.place()
     backbone, head = place.put(backbone), place.put(head)
     groups = optim.parameter_groups([head], head_rate * batch_size / 128, weight_decay)
@@ -65,29 +61,22 @@ def train(
     modules = {"head": head, "backbone": backbone}
     first = runs.load_checkpoint(checkpoint, optimizer, **modules)
     labels = torch.as_tensor(np.array(labels_given))
-    held_out = (
-        engine.folds(labels_given, round(1 / validation), seed) == 0 if validation else np.zeros(len(labels), bool)
-    )
-    rows, held_out = torch.as_tensor(np.flatnonzero(~held_out)), torch.as_tensor(np.flatnonzero(held_out))
-    if len(rows) < 2:
-        raise InputError(f"nothing to train: {len(rows)} rows beside {len(held_out)} held out")
     while len(rows) % batch_size == 1:  # the head's batch norm cannot train on a batch of one
         batch_size += 1
     steps = engine.steps_per_epoch(len(rows), batch_size, drop_last=False)
     warmup = steps * min(5, max(1, epochs // 10))
 
     for epoch in range(first, epochs):
-        start, total, right = (
-            time.perf_counter(),
-            torch.zeros((), device=place.device),
-            torch.zeros((), device=place.device),
-        )
+        start, (total, right) = time.perf_counter(), torch.zeros(2, device=place.device)
         head.train(), backbone.train(bool(backbone_rate))
         margins = torch.empty(len(labels), device=place.device)
         order = engine.generator("cpu", seed, epoch, "order")
         draws = engine.generator(place.device, seed, epoch, "weak")
         for i, index in enumerate(engine.shuffled_batches(rows, batch_size, order, drop_last=False)):
-            optim.set_learning_rate(optimizer, optim.warmup_cosine(epoch * steps + i, epochs * steps, warmup))
+            optim.set_learning_rate(
+                optimizer,
+                optim.warmup_cosine(epoch * steps + i, epochs * steps, warmup),
+            )
             x, y = inputs[index].to(place.device), labels[index].to(place.device)
             x = augment.weak(x, augmentation, draws) if augmentation else engine.unit(x)
             with place.autocast(), torch.set_grad_enabled(bool(backbone_rate)):
@@ -124,6 +113,24 @@ def train(
         yield record
 
 
+def _held_out(labels_given: np.ndarray, validation: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the rows to train on and a stratified share `validation` of the rows to hold out, int64 each."""
+    if len(np.unique(labels_given)) < 2:
+        raise InputError("there is only one class among the given labels: nothing to tell apart")
+    if not 0 <= validation <= 0.5:
+        raise InputError(f"validation is {validation}; it must lie between 0 and 0.5")
+    out = np.zeros(len(labels_given), bool)
+    if validation:
+        out = engine.folds(labels_given, round(1 / validation), seed) == 0
+    rows, held_out = (
+        torch.as_tensor(np.flatnonzero(~out)),
+        torch.as_tensor(np.flatnonzero(out)),
+    )
+    if len(rows) < 2:
+        raise InputError(f"nothing to train: {len(rows)} rows beside {len(held_out)} held out")
+    return rows, held_out
+
+
 def _margins(logits: Tensor, labels: Tensor) -> Tensor:
     """Return [B]: the logit of the label less the largest other; above 0 where the label is predicted."""
     own = logits.gather(1, labels[:, None])[:, 0]
@@ -154,7 +161,10 @@ def cross_fit(
     fold = engine.folds(labels_given, folds, seed)
     for k in range(folds):
         backbone, head = start()
-        rest, out = np.flatnonzero(fold != k), torch.as_tensor(np.flatnonzero(fold == k))
+        rest, out = (
+            np.flatnonzero(fold != k),
+            torch.as_tensor(np.flatnonzero(fold == k)),
+        )
         steps = train(
             backbone,
             head,

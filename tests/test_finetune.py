@@ -327,8 +327,8 @@ def test_read_only_labels_are_taken_silently(cpu):
         ({"labels": np.full(83, 2)}, "only one class"),
         ({"batch_size": 1}, "batch_size is 1"),
         ({"epochs": 0}, "epochs 0"),
-        ({"validation": 0.7}, "validation 0.7"),
-        ({"validation": -0.1}, "validation -0.1"),
+        ({"validation": 0.7}, "validation is 0.7"),
+        ({"validation": -0.1}, "validation is -0.1"),
         ({"rows": 2, "labels": np.arange(2)}, "nothing to train: 1 rows beside 1 held out"),
     ],
 )
