@@ -58,7 +58,12 @@ def caption(figure: Figure, **params) -> None:
 def gallery(
     axes: np.ndarray, images, captions: Sequence[str], marked: Iterable[bool] = (), cmap: str = "gray"
 ) -> np.ndarray:
-    """Draw images [M, C, H, W] (uint8, or float in [0, 1]), one an axes, captions above them, orange where `marked`."""
+    """Draw images [M, C, H, W] (uint8, or float in [0, 1]), one an axes, captions above them, orange where `marked`.
+
+    Captions with an arrow break there if one of them is long.
+    """
+    if max(map(len, captions), default=0) > 14:
+        captions = [text.replace(" → ", "\n→ ") for text in captions]
     marked = list(marked) or [False] * len(captions)
     for ax in axes.flat:
         ax.axis("off")
@@ -125,8 +130,10 @@ def embedding(ax: Axes, xy: np.ndarray, labels: np.ndarray, class_names: Sequenc
     tints = _class_colours(len(class_names))
     ax.scatter(*xy.T, c=[tints[k] for k in labels], s=5, linewidths=0, alpha=0.8)
     if len(class_names) <= 20:
-        for k in np.unique(labels):
-            _name_at(ax, np.median(xy[labels == k], axis=0), class_names[k])
+        present = np.unique(labels)
+        middles = np.array([np.median(xy[labels == k], axis=0) for k in present])
+        for k, place in zip(present, _apart(middles, np.ptp(xy, axis=0)), strict=True):
+            _name_at(ax, place, class_names[k])
     return _bare(ax, title)
 
 
@@ -176,6 +183,16 @@ def _label_ends(ax: Axes, ends: list[tuple]) -> None:
         lowest = text + 13 / points_a_unit
         ax.annotate(name, (x, y), (8, (text - y) * points_a_unit), textcoords="offset points", color=tint, va="center",
                     fontsize=9, annotation_clip=False)  # fmt: skip
+
+
+def _apart(places: np.ndarray, extent: np.ndarray) -> np.ndarray:
+    """Return places [K, 2] moved up, lowest first, until names written there do not cover each other."""
+    room = extent * (0.24, 0.055)  # a name's width and height, as shares of the axes
+    moved = places.copy()
+    for n, i in enumerate(order := np.argsort(places[:, 1])):
+        while any((abs(moved[i] - moved[j]) < room).all() for j in order[:n]):
+            moved[i, 1] += room[1] / 4
+    return moved
 
 
 def _name_at(ax: Axes, position: np.ndarray, name: str) -> None:

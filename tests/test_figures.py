@@ -89,3 +89,18 @@ def test_precision_recall_marks_the_flags(ax):
 def test_caption_says_the_parameters(ax):
     figures.caption(ax.figure, noise_rate=0.4, seed=0)
     assert ax.figure.texts[0].get_text() == "noise rate 0.4, seed 0"
+
+
+def test_class_names_do_not_cover_each_other(ax):
+    xy = np.random.default_rng(0).normal(size=(500, 2))  # every class in the same place
+    figures.embedding(ax, xy, np.arange(500) % 5, ["airplane", "automobile", "bird", "cat", "deer"], "t")
+    ax.figure.canvas.draw()
+    boxes = [t.get_window_extent() for t in ax.texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_long_captions_break_at_the_arrow():
+    figure, axes = plt.subplots(1, 2)
+    figures.gallery(axes, np.zeros((2, 1, 4, 4), np.uint8), ["truck → “automobile”", "cat → “dog”"])
+    assert axes[0].get_title() == "truck\n→ “automobile”" and axes[1].get_title() == "cat\n→ “dog”"
+    plt.close(figure)
