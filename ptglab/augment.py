@@ -5,7 +5,10 @@ contrast, saturation, hue and grey are affine in its colours, so each image need
 `draw` makes the random numbers, `apply` is arithmetic only.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,6 +16,7 @@ from torch import Tensor
 from ptglab.errors import one_of
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma, as in Pillow and torchvision
+IQ = (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)  # chroma of YIQ, FCC NTSC
 
 
 @dataclass(frozen=True)
@@ -70,19 +74,6 @@ def preset(name: str) -> tuple[Recipe, Recipe]:
     return PRESETS[one_of("augmentation", name, PRESETS)]
 
 
-def two_views(images: Tensor, name: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return two independently augmented float32 copies in [0, 1] of uint8 `images` [B, C, H, W]."""
-    x = images.float() / 255
-    first, second = preset(name)
-    return tuple(apply(x, draw(r, x.shape, generator)) for r in (first, second))
-
-
-def weak(images: Tensor, name: str, generator: torch.Generator) -> Tensor:
-    """Return one augmented float32 copy in [0, 1] of uint8 `images` [B, C, H, W], for supervised training."""
-    x = images.float() / 255
-    return apply(x, draw(preset(name)[0], x.shape, generator))
-
-
 def draw(recipe: Recipe, shape: tuple[int, ...], generator: torch.Generator) -> dict[str, Tensor | None]:
     """Draw what happens to each of B images: every value a float32 or bool tensor [B], on the generator's device.
 
@@ -99,8 +90,7 @@ def draw(recipe: Recipe, shape: tuple[int, ...], generator: torch.Generator) -> 
         return torch.rand(b, generator=generator, device=generator.device) < p
 
     area = uniform(*recipe.crop_scale) * h * w
-    low, high = (torch.tensor(r).log().item() for r in recipe.crop_ratio)
-    ratio = uniform(low, high).exp()
+    ratio = uniform(*map(math.log, recipe.crop_ratio)).exp()
     height = (area / ratio).sqrt().clamp(max=h)
     width = (area * ratio).sqrt().clamp(max=w)
     jittered = chance(recipe.jitter).float()
@@ -120,29 +110,58 @@ def draw(recipe: Recipe, shape: tuple[int, ...], generator: torch.Generator) -> 
     )
 
 
-def apply(x: Tensor, draws: dict[str, Tensor | None]) -> Tensor:
-    """Return x [B, C, H, W] in [0, 1], changed as drawn: crop, flip, blur; then colours; then solarize."""
-    _, c, h, w = x.shape
-    rows = _resampling(h, draws["top"], draws["height"])
-    columns = _resampling(w, draws["left"], draws["width"])
+def apply(x: Tensor, draws: dict[str, Tensor | None], size: int | None = None) -> Tensor:
+    """Return x [B, C, H, W] in [0, 1], changed as drawn: crop, flip, blur; then colours; then solarize.
+
+    Rows and columns keep their number, or the longer of them becomes `size`. The result is channels-last: columns,
+    then colours, then rows are products of matrices as they lie, with one copy in between.
+    """
+    b, c, h, w = x.shape
+    scale = (size or max(h, w)) / max(h, w)
+    rows = _resampling(h, round(scale * h), draws["top"], draws["height"])  # [B, H', H]
+    columns = _resampling(w, round(scale * w), draws["left"], draws["width"])  # [B, W', W]
     columns = torch.where(draws["flip"][:, None, None], columns.flip(1), columns)
     if draws["sigma"] is not None:
-        rows, columns = _blurring(h, draws["sigma"]) @ rows, _blurring(w, draws["sigma"]) @ columns
-    # [B, 1, H, H] @ [B, C, H, W] @ [B, 1, W, W]
-    x = rows[:, None] @ x @ columns.mT[:, None]
-    matrix, offset = _colours(x.mean((2, 3)), draws)
-    x = torch.baddbmm(offset[:, :, None], matrix, x.flatten(2)).clamp(0, 1).view_as(x)
+        rows, columns = (_blurring(m.shape[1], scale * draws["sigma"]) @ m for m in (rows, columns))
+    x = torch.bmm(x.reshape(b, c * h, w), columns.mT).view(b, c, h, -1)
+    matrix, offset = _colours((x.mean(3) * rows.mean(1)[:, None]).sum(2), draws)
+    x = torch.bmm(matrix, x.flatten(2)).view(b, c, h, -1)
+    x = torch.bmm(rows, x.permute(0, 2, 3, 1).reshape(b, h, -1)).add_(offset[:, None, None]).clamp_(0, 1)
+    x = x.view(b, rows.shape[1], -1, c).permute(0, 3, 1, 2)
     if draws["solarize"] is not None:
         x = torch.where(draws["solarize"][:, None, None, None] & (x >= 0.5), 1 - x, x)
     return x
 
 
-def _resampling(n: int, start: Tensor, length: Tensor) -> Tensor:
-    """Return [B, n, n]: row i holds the bilinear weights of output pixel i of a crop stretched to n pixels."""
-    centre = torch.arange(n, device=start.device) + 0.5
-    source = start[:, None] + centre * length[:, None] / n - 0.5  # [B, n] in input pixels
+def two_views(
+    images: Tensor,
+    name: str,
+    generator: torch.Generator,
+    size: int | None = None,
+    change: Callable[..., Tensor] = apply,
+) -> tuple[Tensor, Tensor]:
+    """Return two independently augmented float32 copies in [0, 1] of uint8 `images` [B, C, H, W], channels-last.
+
+    With `size` the longer side of the views has that many pixels; `change` may be a compiled `apply`.
+    """
+    x = images.float().mul_(1 / 255)
+    first, second = preset(name)
+    return tuple(change(x, draw(r, x.shape, generator), size) for r in (first, second))
+
+
+def weak(images: Tensor, name: str, generator: torch.Generator, change: Callable[..., Tensor] = apply) -> Tensor:
+    """Return one such copy, by the first recipe of preset `name`, for supervised training."""
+    x = images.float().mul_(1 / 255)
+    return change(x, draw(preset(name)[0], x.shape, generator))
+
+
+def _resampling(n: int, m: int, start: Tensor, length: Tensor) -> Tensor:
+    """Return [B, m, n]: row i holds the bilinear weights of output pixel i of a crop of n pixels stretched to m."""
+    centre = torch.arange(m, device=start.device) + 0.5
+    source = start[:, None] + centre * length[:, None] / m - 0.5  # [B, m] in input pixels
     source = source.clamp(0, n - 1)
-    return (1 - (source[:, :, None] - torch.arange(n, device=start.device)).abs()).clamp(min=0)
+    distance = (source[:, :, None] - torch.arange(n, device=start.device)).abs_()
+    return distance.neg_().add_(1).clamp_(min=0)
 
 
 def _blurring(n: int, sigma: Tensor) -> Tensor:
@@ -151,42 +170,41 @@ def _blurring(n: int, sigma: Tensor) -> Tensor:
     taps = torch.arange(-radius, radius + 1, device=sigma.device)
     weights = torch.exp(-0.5 * (taps / sigma.clamp(min=1e-3)[:, None]) ** 2)  # [B, taps]
     weights = weights / weights.sum(1, keepdim=True)
-    source = torch.arange(n, device=sigma.device)[:, None] + taps  # [n, taps]
+    pixels = torch.arange(n, device=sigma.device)
+    source = pixels[:, None] + taps  # [n, taps]
     source = (n - 1) - (source.abs() - (n - 1)).abs()  # reflect at both ends
-    shifts = torch.nn.functional.one_hot(source.T, n).float()  # [taps, n, n]
+    shifts = (source.mT[:, :, None] == pixels).float()  # [taps, n, n]
     return (weights @ shifts.flatten(1)).view(-1, n, n)
 
 
 def _colours(mean: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return each image's colour matrix [B, C, C] and offset [B, C].
+    """Return each image's colour matrix [B, C, C] and the offset [B] added to all its channels.
 
     mean: [B, C], the image's mean colour, which contrast needs. The order is brightness, contrast, saturation,
-    hue, grey; values are clamped once, at the end. Hue turns the chroma plane of YIQ, which is linear; HSV is not.
+    hue, grey; values are clamped once, at the end. Saturation scales the chroma, grey drops it, and hue turns it in
+    the plane of YIQ, which is linear (HSV is not); none of them changes the luma.
     """
-    b, c = mean.shape
-    matrix = draws["brightness_factor"][:, None, None] * torch.eye(c, device=mean.device)
-    luma = torch.tensor(GREY if c == 3 else [1 / c] * c, device=mean.device)
-    contrast = draws["contrast_factor"][:, None]
-    level = (matrix @ mean[:, :, None])[:, :, 0] @ luma  # mean grey after brightness, [B]
-    offset = ((1 - contrast) * level[:, None]).expand(b, c)
-    matrix = contrast[:, :, None] * matrix
-    if c == 3:
-        to_grey = luma.expand(3, 3)  # every output channel is the luma
-        saturation = draws["saturation_factor"][:, None, None]
-        mix = saturation * torch.eye(3, device=mean.device) + (1 - saturation) * to_grey
-        mix = _hue_rotation(draws["hue_turn"]) @ mix
-        mix = torch.where(draws["grey"][:, None, None], to_grey, mix)
-        matrix, offset = mix @ matrix, (mix @ offset[:, :, None])[:, :, 0]
-    return matrix, offset
+    c = mean.shape[1]
+    luma, chroma, turned = _constants(c, mean.device)
+    brightness, contrast = draws["brightness_factor"], draws["contrast_factor"]
+    offset = (1 - contrast) * brightness * (mean @ luma[0])  # towards the mean luma after brightness
+    gain = (contrast * brightness)[:, None, None]
+    if c != 3:
+        return gain * (luma + chroma), offset
+    strength = torch.where(draws["grey"], 0, draws["saturation_factor"])[:, None, None]
+    angle = 2 * torch.pi * draws["hue_turn"][:, None, None]
+    return gain * (luma + strength * (angle.cos() * chroma + angle.sin() * turned)), offset
 
 
-def _hue_rotation(turn: Tensor) -> Tensor:
-    """Return [B, 3, 3]: a turn of the chroma plane of YIQ (FCC NTSC), luma unchanged."""
-    to_yiq = torch.tensor([GREY, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], device=turn.device)
-    angle = 2 * torch.pi * turn
-    rotation = torch.zeros(len(turn), 3, 3, device=turn.device)
-    rotation[:, 0, 0] = 1
-    rotation[:, 1, 1] = rotation[:, 2, 2] = angle.cos()
-    rotation[:, 1, 2] = -angle.sin()
-    rotation[:, 2, 1] = angle.sin()
-    return torch.linalg.inv(to_yiq) @ rotation @ to_yiq
+@cache  # made once a device: a copy from the host in every step would stop a GPU
+def _constants(channels: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return three matrices [C, C]: colour to its luma, colour to its chroma, and to its chroma a quarter turn on."""
+    weights = GREY if channels == 3 else [1 / channels] * channels
+    luma = torch.tensor(weights, dtype=torch.float64).expand(channels, channels)
+    chroma = torch.eye(channels, dtype=torch.float64) - luma
+    turned = torch.zeros_like(chroma)
+    if channels == 3:
+        to_yiq = torch.tensor([GREY, *IQ], dtype=torch.float64)
+        quarter = torch.tensor([[0, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=torch.float64)
+        turned = torch.linalg.inv(to_yiq) @ quarter @ to_yiq
+    return tuple(m.float().contiguous().to(device) for m in (luma, chroma, turned))

@@ -1,9 +1,15 @@
-"""Where it runs and in which order: device, precision, memory format, seeded draws, batches, folds."""
+"""Where it runs and in which order: device, precision, compilation, memory format, seeded draws, batches, folds."""
 
+import math
+import os
 import zlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,12 +20,17 @@ from ptglab.errors import InputError, one_of
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
+RESIDENT_SHARE = 0.5  # of a GPU's free memory that images may take; the rest is for the network
+COMPILE_FROM = 2000  # steps on a GPU that pay back the minute or so that compiling costs
+
+
 @dataclass(frozen=True)
 class Place:
     """A device with how to compute there. Convolutions run channels-last, which is faster on both kinds."""
 
     device: torch.device
     precision: str
+    compile_from: float = math.inf  # how many steps a function must be called for to be compiled
 
     def put(self, module: nn.Module) -> nn.Module:
         """Move `module` there, its filters channels-last."""
@@ -30,16 +41,31 @@ class Place:
         x = x.to(self.device, non_blocking=True)
         return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
+    def resident(self, inputs: Tensor) -> Tensor:
+        """Return `inputs`, all rows, on the device if they fit beside a network, and otherwise as they are."""
+        if self.device.type == "cuda" and not inputs.is_cuda:
+            free, _ = torch.cuda.mem_get_info(self.device)
+            if inputs.nbytes > RESIDENT_SHARE * free:
+                return inputs
+        return inputs.to(self.device)
+
+    def compiled(self, function: Callable, steps: int) -> Callable:
+        """Return `function`, compiled if `steps` calls of it pay for that: once, for every module it is called with."""
+        return _compiled(function) if steps >= self.compile_from else function
+
     def autocast(self) -> AbstractContextManager:
         """Return the context the network's forward runs in; losses stay outside, in float32."""
         dtype = PRECISIONS[self.precision]
         return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
 
 
-def place(device: str = "auto", precision: str = "auto") -> Place:
+def place(device: str = "auto", precision: str = "auto", compile_from: float | None = None) -> Place:
     """Choose where to run: `auto` is CUDA with bfloat16 where there is a GPU, otherwise the CPU with float32.
 
-    Raises InputError for a device that is not there or an unknown precision.
+    `compile_from` is the number of training steps from which network and augmentation are compiled; by default
+    COMPILE_FROM on CUDA, and never on a CPU, where convolutions are most of the work and compiling leaves them as they
+    are. Sets the number of CPU threads to `threads()`. Raises InputError for a device that is not there or an unknown
+    precision.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,9 +77,44 @@ def place(device: str = "auto", precision: str = "auto") -> Place:
         raise InputError(f"unknown device '{device}': use auto, cpu, cuda or cuda:N") from None
     if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
         raise InputError(f"device '{device}' is not here ({torch.cuda.device_count()} CUDA devices): use device=cpu")
+    on_gpu = chosen.type == "cuda"
     if precision == "auto":
-        precision = "bfloat16" if chosen.type == "cuda" else "float32"
-    return Place(chosen, one_of("precision", precision, PRECISIONS))
+        precision = "bfloat16" if on_gpu else "float32"
+    if compile_from is None:
+        compile_from = COMPILE_FROM if on_gpu else math.inf
+    if torch.get_num_threads() != threads():
+        torch.set_num_threads(threads())
+    torch.backends.cudnn.benchmark = on_gpu  # batches keep their shape, so the fastest convolution is searched once
+    return Place(chosen, one_of("precision", precision, PRECISIONS), compile_from)
+
+
+def threads() -> int:
+    """Return how many CPU threads to use: OMP_NUM_THREADS if set, else the cores this process may really use.
+
+    Those are the ones it is bound to, and no more than its control group's share of CPU time: a container with 2 of
+    64 cores would otherwise run 64 threads, which wait for each other.
+    """
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        return int(os.environ["OMP_NUM_THREADS"])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = CPU_SHARE.read_text().split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no control group, or "max": no limit
+        return cores
+
+
+CPU_SHARE = Path("/sys/fs/cgroup/cpu.max")
+
+
+@cache
+def _compiled(function: Callable) -> Callable:
+    return torch.compile(function)
+
+
+def forward(module: nn.Module, x: Tensor) -> Tensor:
+    """Return `module(x)`: as a function of both it is compiled once for every module of the same build."""
+    return module(x)
 
 
 def generator(device: torch.device | str, seed: int, *purpose: int | str) -> torch.Generator:
@@ -79,6 +140,32 @@ def steps_per_epoch(rows: int, batch_size: int, drop_last: bool) -> int:
     return max(1, rows // batch_size) if drop_last else -(-rows // batch_size)
 
 
+def fetched(inputs: Tensor, batches: Iterable, device: torch.device) -> Iterator[tuple[Tensor | slice, Tensor]]:
+    """Yield (index, inputs[index]), the rows on `device`, for each index (int64 or a slice) of `batches`.
+
+    Rows that lie there are picked there. Others, in memory or in a mapped file, are gathered by a thread into pinned
+    memory, two batches ahead of their use, and copied without waiting.
+    """
+    if inputs.device.type == device.type:
+        for index in batches:
+            yield index, inputs[index]
+        return
+    with ThreadPoolExecutor(1) as reader:
+        ahead = deque()
+        for index in batches:
+            ahead.append((index, reader.submit(_pinned, inputs, index)))
+            if len(ahead) > 2:
+                index, rows = ahead.popleft()
+                yield index, rows.result().to(device, non_blocking=True)
+        for index, rows in ahead:
+            yield index, rows.result().to(device, non_blocking=True)
+
+
+def _pinned(inputs: Tensor, index: Tensor) -> Tensor:
+    rows = inputs[index]
+    return rows.pin_memory() if torch.cuda.is_available() else rows
+
+
 def unit(inputs: Tensor) -> Tensor:
     """Return images as float32 in [0, 1]; features, which are floats already, as they are."""
     return inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
@@ -92,9 +179,10 @@ def evaluate(module: nn.Module, inputs: Tensor, place: Place, block: int = 512) 
     """
     module.eval()
     outputs = []
-    for rows in inputs.split(block):
+    blocks = (slice(start, start + block) for start in range(0, len(inputs), block))
+    for _, rows in fetched(inputs, blocks, place.device):
         with place.autocast():
-            outputs.append(module(place.batch(unit(rows.to(place.device)))).float())
+            outputs.append(module(place.batch(unit(rows))).float())
     return torch.cat(outputs)
 
 

@@ -60,11 +60,16 @@ def train(
     optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
     modules = {"head": head, "backbone": backbone}
     first = runs.load_checkpoint(checkpoint, optimizer, **modules)
-    labels = torch.as_tensor(np.array(labels_given))
+    inputs, labels = place.resident(inputs), torch.as_tensor(np.array(labels_given), device=place.device)
+    rows, held_out = rows.to(inputs.device), held_out.to(inputs.device)
+    if test is not None:
+        test = place.resident(test[0]), test[1]
     while len(rows) % batch_size == 1:  # the head's batch norm cannot train on a batch of one
         batch_size += 1
     steps = engine.steps_per_epoch(len(rows), batch_size, drop_last=False)
     warmup = steps * min(5, max(1, epochs // 10))
+    through_backbone = (epochs - first) * steps * bool(backbone_rate)
+    forward, change = (place.compiled(f, through_backbone) for f in (engine.forward, augment.apply))
 
     for epoch in range(first, epochs):
         start, (total, right) = time.perf_counter(), torch.zeros(2, device=place.device)
@@ -72,15 +77,14 @@ def train(
         margins = torch.empty(len(labels), device=place.device)
         order = engine.generator("cpu", seed, epoch, "order")
         draws = engine.generator(place.device, seed, epoch, "weak")
-        for i, index in enumerate(engine.shuffled_batches(rows, batch_size, order, drop_last=False)):
-            optim.set_learning_rate(
-                optimizer,
-                optim.warmup_cosine(epoch * steps + i, epochs * steps, warmup),
-            )
-            x, y = inputs[index].to(place.device), labels[index].to(place.device)
-            x = augment.weak(x, augmentation, draws) if augmentation else engine.unit(x)
+        batches = engine.shuffled_batches(rows, batch_size, order, drop_last=False)
+        for i, (index, x) in enumerate(engine.fetched(inputs, batches, place.device)):
+            optim.set_learning_rate(optimizer, optim.warmup_cosine(epoch * steps + i, epochs * steps, warmup))
+            index = index.to(place.device, non_blocking=True)
+            y = labels[index]
+            x = augment.weak(x, augmentation, draws, change) if augmentation else engine.unit(x)
             with place.autocast(), torch.set_grad_enabled(bool(backbone_rate)):
-                features = backbone(place.batch(x))
+                features = forward(backbone, place.batch(x))
             with place.autocast():
                 logits = head(features)
             loss = F.cross_entropy(logits.float(), y)
@@ -88,7 +92,7 @@ def train(
             loss.backward()
             optimizer.step()
             total += loss.detach() * len(index)
-            margins[index.to(place.device)] = margin = _margins(logits.detach().float(), y)
+            margins[index] = margin = _margins(logits.detach().float(), y)
             right += (margin > 0).sum()
         record = {
             "epoch": epoch + 1,
@@ -100,8 +104,8 @@ def train(
             raise FloatingPointError(runs.diverged(epoch + 1, checkpoint))
         network = nn.Sequential(backbone, head)
         if len(held_out):
-            y = labels[held_out].to(place.device)
-            margins[held_out.to(place.device)] = margin = _margins(engine.evaluate(network, inputs[held_out], place), y)
+            held = held_out.to(place.device)
+            margins[held] = margin = _margins(engine.evaluate(network, inputs[held_out], place), labels[held])
             record["accuracy_validation"] = (margin > 0).float().mean().item()
         if test is not None:
             predicted = engine.evaluate(network, test[0], place).argmax(1).cpu().numpy()

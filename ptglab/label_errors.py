@@ -3,16 +3,19 @@
 No detector sees a true label. `probs` must be out of fold: a network that saw a label vouches for it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from sklearn.neural_network import MLPClassifier
 
 from ptglab import neighbours
 from ptglab.errors import InputError, one_of
 
 TIE = 1e-6  # probabilities closer than this count as equal
+BLOCK_ELEMENTS = 1 << 20  # probabilities worked on at a time, so that they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def detect(
         rows = array.shape[1] if need == "history" else len(array)
         if rows != len(labels):
             raise InputError(f"{need} has {rows} rows for {len(labels)} labels")
-        if not np.isfinite(array).all():
+        if need != "probs" and not np.isfinite(array).all():
             raise InputError(f"{need} holds values that are not finite")
     if len(labels) < detector.rows:
         raise InputError(f"detector '{name}' needs at least {detector.rows} rows; there are {len(labels)}")
@@ -71,8 +74,9 @@ def confidence(labels: np.ndarray, probs: np.ndarray, share: float = 0.5) -> Sus
     The "self-confidence" of Northcutt et al. 2021 (arXiv 1911.00068), section 3. The threshold follows the class,
     because a head fitted on noisy labels is the less sure of any label the more of them are wrong.
     """
-    own = _own(labels, probs)
-    return _suspects(labels, probs, own, own < share * class_thresholds(labels, probs)[labels])
+    read = _read(labels, probs)
+    thresholds = _class_means(labels, read.own, probs.shape[1])
+    return _suspects(labels, probs, read.own, read.own < share * thresholds[labels], read.best)
 
 
 def disagreement(labels: np.ndarray, probs: np.ndarray) -> Suspects:
@@ -80,8 +84,9 @@ def disagreement(labels: np.ndarray, probs: np.ndarray) -> Suspects:
 
     The baseline "predicted is not given" (C_confusion) of Northcutt et al. 2021 (arXiv 1911.00068), section 4.
     """
-    own, other = _own(labels, probs), _largest_other(labels, probs)
-    return _suspects(labels, probs, own - other, own < other - TIE)
+    read = _read(labels, probs)
+    margin = read.own - _largest_other(labels, probs, read)
+    return _suspects(labels, probs, margin, margin < -TIE, read.best)
 
 
 def confident_learning(labels: np.ndarray, probs: np.ndarray) -> Suspects:
@@ -91,10 +96,11 @@ def confident_learning(labels: np.ndarray, probs: np.ndarray) -> Suspects:
     most probable class, if several reach theirs). Flagged: it counts for another class than its label, and its label
     is not the most probable class. Northcutt et al. 2021 (arXiv 1911.00068), equations 1 and 2.
     """
-    own = _own(labels, probs)
-    guess = confident_class(labels, probs)
-    flagged = (guess >= 0) & (guess != labels) & (own < probs.max(1) - TIE)
-    return _suspects(labels, probs, own, flagged)
+    read = _read(labels, probs)
+    doubtful = read.own < read.largest - TIE
+    guess = _confident(probs, _class_means(labels, read.own, probs.shape[1]), read, doubtful)
+    flagged = doubtful & (guess >= 0) & (guess != labels)
+    return _suspects(labels, probs, read.own, flagged, read.best)
 
 
 def knn(labels: np.ndarray, features: np.ndarray, k: int = 20) -> Suspects:
@@ -131,7 +137,8 @@ def auxiliary(labels: np.ndarray, probs: np.ndarray, features: np.ndarray, seed:
     odds = q / (1 - q)
     rate = min(1.0, 1 / np.median(odds[is_planted == 1]))
     wrong = np.minimum(1, rate * odds[is_planted == 0])
-    return _suspects(labels, (probs + votes) / 2, 1 - wrong, wrong > 0.5)
+    mean = (probs + votes) / 2
+    return _suspects(labels, mean, 1 - wrong, wrong > 0.5, mean.argmax(1))
 
 
 @dataclass(frozen=True)
@@ -155,17 +162,13 @@ DETECTORS = {
 
 def class_thresholds(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
     """Return t [K]: the mean probability of class j among rows labelled j; infinite for a class nobody has."""
-    counts = np.bincount(labels, minlength=probs.shape[1])
-    sums = np.bincount(labels, weights=_own(labels, probs), minlength=probs.shape[1])
-    return np.where(counts, np.maximum(sums / np.maximum(counts, 1), 2 * TIE), np.inf)
+    return _class_means(labels, _own(labels, probs), probs.shape[1])
 
 
 def confident_class(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
     """Return int64 [N]: the class each row confidently belongs to, -1 for none; see `confident_learning`."""
-    reached = probs >= class_thresholds(labels, probs) - TIE
-    number = reached.sum(1)
-    guess = np.where(number > 1, probs.argmax(1), reached.argmax(1))
-    return np.where(number > 0, guess, -1)
+    read = _read(labels, probs)
+    return _confident(probs, _class_means(labels, read.own, probs.shape[1]), read, np.ones(len(labels), bool))
 
 
 def neighbour_votes(labels: np.ndarray, features: np.ndarray, num_classes: int, k: int) -> np.ndarray:
@@ -174,10 +177,80 @@ def neighbour_votes(labels: np.ndarray, features: np.ndarray, num_classes: int, 
     return neighbours.vote(similarity, labels[index], num_classes)
 
 
-def _suspects(labels: np.ndarray, probs: np.ndarray, score: np.ndarray, flagged: np.ndarray) -> Suspects:
-    """Suggest the most probable class, and for a flagged label the most probable other one."""
-    suggested = np.where(flagged, _others(labels, probs).argmax(1), probs.argmax(1))
+def _suspects(
+    labels: np.ndarray, probs: np.ndarray, score: np.ndarray, flagged: np.ndarray, best: np.ndarray
+) -> Suspects:
+    """Suggest the most probable class `best`, and for a flagged label the most probable other one."""
+    itself = np.flatnonzero(flagged & (best == labels))
+    suggested = best.copy()
+    suggested[itself] = _others(labels[itself], probs[itself]).argmax(1)
     return Suspects(score.astype(np.float32), flagged, suggested)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Of each row: own [N], its label's probability; largest [N], its largest one; best [N], the first such class."""
+
+    own: np.ndarray
+    largest: np.ndarray
+    best: np.ndarray
+
+
+def _read(labels: np.ndarray, probs: np.ndarray) -> _Read:
+    """Go through `probs` once, and raise InputError if a value is not finite."""
+    read = _Read(*(np.empty(len(probs), kind) for kind in (probs.dtype, probs.dtype, np.int64)))
+
+    def fill(rows: slice) -> bool:
+        block = probs[rows]
+        read.best[rows] = block.argmax(1)
+        read.largest[rows], read.own[rows] = _own(read.best[rows], block), _own(labels[rows], block)
+        return np.isfinite(block.sum())
+
+    if not all(_in_threads(fill, _parts(len(probs), probs.shape[1]))):
+        raise InputError("probs holds values that are not finite")
+    return read
+
+
+def _class_means(labels: np.ndarray, own: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return [K]: the mean of `own` [N] over the rows of each label, infinite where there is none."""
+    sizes = np.bincount(labels, minlength=num_classes)
+    order = np.argsort(labels.astype(np.min_scalar_type(num_classes)), kind="stable")  # a small type sorts by counting
+    classes = np.split(own[order], np.cumsum(sizes)[:-1])
+    return np.array([max(values.mean(), 2 * TIE) if len(values) else np.inf for values in classes], own.dtype)
+
+
+def _confident(probs: np.ndarray, thresholds: np.ndarray, read: _Read, asked: np.ndarray) -> np.ndarray:
+    """Return int64 [N]: see `confident_class`; anything where not `asked`, bool [N].
+
+    Where the most probable class reaches its threshold it is the answer, alone or as the most probable of several;
+    only the other rows are looked at whole.
+    """
+    least = thresholds - probs.dtype.type(TIE)
+    guess = read.best.copy()
+    rest = np.flatnonzero(asked & (read.largest < least[read.best]))
+
+    def fill(part: slice) -> None:
+        rows = rest[part]
+        reached = probs[rows] >= least
+        first = reached.argmax(1)
+        one = _own(first, reached)
+        reached[np.arange(len(rows)), first] = False
+        guess[rows] = np.where(one, np.where(reached.any(1), read.best[rows], first), -1)
+
+    _in_threads(fill, _parts(len(rest), probs.shape[1]))
+    return guess
+
+
+def _parts(rows: int, width: int) -> Iterator[slice]:
+    """Split `rows` rows of `width` values into blocks that stay in the processor's cache."""
+    step = max(1, BLOCK_ELEMENTS // max(1, width))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def _in_threads(function: Callable[[slice], object], parts: Iterable[slice]) -> list:
+    """Return `function` of each part; NumPy lets threads work side by side."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(function, parts))
 
 
 def _own(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
@@ -191,8 +264,17 @@ def _others(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
     return others
 
 
-def _largest_other(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
-    return _others(labels, probs).max(1)
+def _largest_other(labels: np.ndarray, probs: np.ndarray, read: _Read) -> np.ndarray:
+    """Return the largest probability of each row but its label's: only where that is the largest is there a search."""
+    other = read.largest.copy()
+    itself = np.flatnonzero(read.best == labels)
+
+    def fill(part: slice) -> None:
+        rows = itself[part]
+        other[rows] = _others(labels[rows], probs[rows]).max(1)
+
+    _in_threads(fill, _parts(len(itself), probs.shape[1]))
+    return other
 
 
 def _plant(labels: np.ndarray, probs: np.ndarray, draws: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -215,15 +297,16 @@ def _plant(labels: np.ndarray, probs: np.ndarray, draws: np.random.Generator) ->
 
 def _signals(labels: np.ndarray, probs: np.ndarray, votes: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """Return float [N, 8]: what the head and the neighbours say of each label, and how sure they are at all."""
-    own, vote = _own(labels, probs), _own(labels, votes)
+    read, voted = _read(labels, probs), _read(labels, votes)
+    own, vote = read.own, voted.own
     entropy = -(probs * np.log(probs.clip(1e-12))).sum(1)
     return np.stack([
         own,
         np.log(own.clip(1e-6)),
-        own - _largest_other(labels, probs),
+        own - _largest_other(labels, probs, read),
         own - np.minimum(thresholds, 1)[labels],
         (probs > own[:, None]).sum(1) / probs.shape[1],
         vote,
-        vote - _largest_other(labels, votes),
+        vote - _largest_other(labels, votes, voted),
         entropy,
     ], axis=1)  # fmt: skip

@@ -37,6 +37,20 @@ METHODS = {
 }
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """How a given number of epochs is spent; see SCHEDULES."""
+
+    rate: float = 1.0  # times the method's learning rate
+    small: float = 0.0  # share of the epochs, the first ones, on views of `size`
+    size: float = 1.0  # of a small view's side, relative to the images
+
+
+# "short" is for a tenth of the usual epochs: a step that large diverges from nothing in a long run, and the
+# first epochs learn coarse shapes, for which views with half the pixels do.
+SCHEDULES = {"full": Schedule(), "short": Schedule(rate=3.75, small=0.6, size=0.75)}
+
+
 def views(method: str, dataset: str) -> str:
     """Return the augmentation preset of `method` that suits `dataset`. Raises InputError for an unknown method."""
     return augment.suited(METHODS[one_of("method", method, METHODS)].views, dataset)
@@ -54,6 +68,7 @@ def train(
     augmentation: str | None = None,
     learning_rate: float | None = None,
     weight_decay: float = 1e-4,
+    schedule: str = "full",
     projection: int | None = None,
     labels_given: np.ndarray | None = None,
     checkpoint: str | Path | None = None,
@@ -62,12 +77,13 @@ def train(
 
     A record holds `epoch` (from 1), `loss`, `learning_rate`, `images_per_second`, `seconds` and, if `labels_given`
     [N] is passed, `knn_accuracy` against it: the labels are looked at, never learned from. `augmentation` names
-    a preset, `projection` the width of the projector; both default to the method's own.
+    a preset, `projection` the width of the projector; both default to the method's own. `schedule` names a row of
+    SCHEDULES, whose rate `learning_rate` overrides.
     With `checkpoint`, every epoch's state is written there and an unfinished run goes on from it, drawing what it
     would have drawn. Raises InputError for an unknown name or a size that cannot be trained, and
     FloatingPointError when the loss is no longer finite.
     """
-    spec = METHODS[one_of("method", method, METHODS)]
+    spec, plan = METHODS[one_of("method", method, METHODS)], SCHEDULES[one_of("schedule", schedule, SCHEDULES)]
     augmentation = augmentation or spec.views
     augment.preset(augmentation)
     place = place or engine.place()
@@ -77,30 +93,35 @@ def train(
     hidden, out = (projection or spec.hidden), min(spec.out, projection or spec.out)
     projector = backbones.projector(backbone.num_features, hidden, out, spec.layers, seed)
     backbone, projector = place.put(backbone), place.put(projector)
-    rate = (learning_rate or spec.learning_rate) * batch_size / 256
+    rate = (learning_rate or plan.rate * spec.learning_rate) * batch_size / 256
     optimizer = optim.LARS(optim.parameter_groups([backbone, projector], rate, weight_decay), lr=rate)
     first = runs.load_checkpoint(checkpoint, optimizer, backbone=backbone, projector=projector)
-    rows = torch.arange(len(images))
+    network, images = nn.Sequential(backbone, projector), place.resident(images)
+    rows = torch.arange(len(images), device=images.device)
     steps = engine.steps_per_epoch(len(rows), batch_size, drop_last=True)
     warmup = steps * min(10, max(1, epochs // 10))
+    forward, change = (place.compiled(f, (epochs - first) * steps) for f in (engine.forward, augment.apply))
 
     for epoch in range(first, epochs):
         start, total = time.perf_counter(), torch.zeros((), device=place.device)
-        backbone.train(), projector.train()
+        network.train()
+        size = round(plan.size * max(images.shape[2:])) if epoch < plan.small * epochs else None
         order = engine.generator("cpu", seed, epoch, "order")
         draws = engine.generator(place.device, seed, epoch, "views")
-        for i, index in enumerate(engine.shuffled_batches(rows, batch_size, order, drop_last=True)):
+        batches = engine.shuffled_batches(rows, batch_size, order, drop_last=True)
+        for i, (_, batch) in enumerate(engine.fetched(images, batches, place.device)):
             optim.set_learning_rate(optimizer, optim.warmup_cosine(epoch * steps + i, epochs * steps, warmup))
-            view1, view2 = augment.two_views(images[index].to(place.device), augmentation, draws)
+            both = torch.cat(augment.two_views(batch, augmentation, draws, size, change))
             with place.autocast():
-                z1, z2 = projector(backbone(place.batch(torch.cat([view1, view2])))).chunk(2)
+                z1, z2 = forward(network, place.batch(both)).chunk(2)
             loss = spec.loss(z1, z2, **spec.options)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             total += loss.detach()
+        total = total.item()  # the one wait for the device in an epoch
         seconds = time.perf_counter() - start
-        record = {"epoch": epoch + 1, "loss": total.item() / steps, "learning_rate": optimizer.param_groups[0]["lr"],
+        record = {"epoch": epoch + 1, "loss": total / steps, "learning_rate": optimizer.param_groups[0]["lr"],
                   "images_per_second": steps * batch_size / seconds, "seconds": seconds}  # fmt: skip
         if not math.isfinite(record["loss"]):
             raise FloatingPointError(runs.diverged(epoch + 1, checkpoint))
