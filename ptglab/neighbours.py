@@ -1,4 +1,6 @@
-"""Nearest neighbours by cosine similarity, in blocks: never an N x N matrix."""
+"""Nearest neighbours by cosine similarity, in blocks: never an N x N matrix; the plane UMAP draws from them."""
+
+import warnings
 
 import numpy as np
 import torch
@@ -10,7 +12,7 @@ def nearest(features, k: int, bank=None) -> tuple[np.ndarray, np.ndarray]:
     """Return the `k` most similar rows of `bank` for each row of `features`.
 
     features: [N, D]; bank: [M, D], or None to search among `features` with each row itself left out.
-    Arrays or tensors; the search runs on the device the features lie on.
+    Tensors are searched on the device they lie on, arrays on the GPU where there is one.
     Returns (similarity float32 [N, k] cosine, index int64 [N, k]), most similar first; k is cut to what exists.
     """
     queries, itself = _unit_rows(features), bank is None
@@ -30,9 +32,26 @@ def nearest(features, k: int, bank=None) -> tuple[np.ndarray, np.ndarray]:
     return similarity, index
 
 
+def plane(features, seed: int, k: int = 15) -> np.ndarray:
+    """Return UMAP coordinates float32 [N, 2] of `features` [N, D], from their `k` nearest by cosine similarity.
+
+    The neighbours are those of `nearest`, each row its own first. McInnes et al. 2018 (arXiv 1802.03426).
+    """
+    from umap import UMAP
+
+    similarity, index = nearest(features, k - 1)
+    itself = np.arange(len(index))[:, None]
+    distance = np.hstack([np.zeros(itself.shape, np.float32), np.clip(1 - similarity, 0, None)])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "precomputed_knn.2.")  # it has no tree to place new rows with
+        graph = np.hstack([itself, index]), distance, None
+        return UMAP(n_neighbors=k, precomputed_knn=graph, random_state=seed, n_jobs=1).fit_transform(np.array(features))
+
+
 def _unit_rows(x) -> torch.Tensor:
     """Return [N, D] float32 with rows of length 1; an array may be read-only."""
-    x = x if isinstance(x, torch.Tensor) else torch.from_numpy(np.array(x, np.float32))
+    if not isinstance(x, torch.Tensor):
+        x = torch.from_numpy(np.array(x, np.float32)).to("cuda" if torch.cuda.is_available() else "cpu")
     return torch.nn.functional.normalize(x.float(), dim=1)
 
 

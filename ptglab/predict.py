@@ -1,12 +1,19 @@
-"""Features and out-of-fold probabilities of every row, in dataset order."""
+"""Features and out-of-fold probabilities of every row, in dataset order; linear heads in bulk."""
+
+from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptglab import engine
 from ptglab.errors import InputError
+
+BLOCK_ELEMENTS = 1 << 20  # logits worked on at a time
+MEMORY = 8  # steps that L-BFGS remembers
+MAX_STEPS = 200
+TOLERANCE = 1e-8  # of the squared gradient, relative to the loss
 
 
 def features(backbone: nn.Module, images: Tensor, place: engine.Place | None = None) -> np.ndarray:
@@ -35,47 +42,125 @@ def out_of_fold(
 ) -> np.ndarray:
     """Return `probs` float32 [N, K]: each row predicted by a linear head that never saw its label.
 
-    features: float32 [N, D] of a backbone that saw no label either. One multinomial logistic regression a fold, all
-    in one problem, solved by L-BFGS: the summed cross entropy plus l2/2 ||W||^2 on standardised features.
+    features: float32 [N, D] of a backbone that saw no label either. `labels_given` is [N], or [R, N] for R versions
+    of the labels (noise rates, seeds), which give [R, N, K]. Every fold of every version is one of `linear_heads`.
     Raises InputError with fewer than two classes or than `folds` rows. Northcutt et al. 2021 (arXiv 1911.00068),
     section 3.1, on why the probabilities must be out of fold.
     """
-    if len(np.unique(labels_given)) < 2:
-        raise InputError("there is only one class among the given labels: nothing to tell apart")
-    if not 2 <= folds <= len(labels_given):
-        raise InputError(f"{len(labels_given)} rows cannot be split into {folds} folds: use 2 to {len(labels_given)}")
-    x = torch.as_tensor(np.array(features), device=device)
-    x = (x - x.mean(0)) / x.std(0).clamp(min=1e-6)
-    y = torch.as_tensor(np.array(labels_given), device=device)
-    fold = torch.as_tensor(engine.folds(labels_given, folds, seed), device=device)
-    weight, bias = _linear_heads(x, y, fold, folds, num_classes, l2)
-    probs = np.empty((len(x), num_classes), np.float32)
-    for k in range(folds):
-        out = fold == k
-        probs[out.cpu().numpy()] = (x[out] @ weight[k] + bias[k]).softmax(1).cpu().numpy()
-    return probs
+    versions = np.atleast_2d(labels_given)
+    n = versions.shape[1]
+    if not 2 <= folds <= n:
+        raise InputError(f"{n} rows cannot be split into {folds} folds: use 2 to {n}")
+    fold = np.stack([engine.folds(labels, folds, seed) for labels in versions])
+    seen = (fold[:, None] != np.arange(folds)[:, None]).reshape(-1, n)  # [R folds, N]
+    weight, bias = linear_heads(features, versions.repeat(folds, 0), num_classes, seen=seen, l2=l2, device=device)
+    x, weight, bias = (torch.as_tensor(np.array(a, np.float32), device=device) for a in (features, weight, bias))
+    probs = np.empty((*versions.shape, num_classes), np.float32)
+    for head, out in enumerate(~seen):
+        logits = torch.addmm(bias[head], x[torch.from_numpy(out).to(x.device)], weight[head])
+        probs[head // folds, out] = logits.softmax(1).cpu().numpy()
+    return probs.reshape(*np.shape(labels_given), num_classes)
 
 
-def _linear_heads(x: Tensor, y: Tensor, fold: Tensor, folds: int, num_classes: int, l2: float) -> tuple[Tensor, Tensor]:
-    """Solve the `folds` ridge-penalised logistic regressions together; head k is fitted on the rows of other folds.
+def linear_heads(
+    features: np.ndarray,
+    labels_given: np.ndarray,
+    num_classes: int,
+    *,
+    seen: np.ndarray | None = None,
+    l2: float = 100.0,
+    device: torch.device | str = "cpu",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fit H multinomial logistic regressions on the same features in one problem.
 
-    Returns (weight [F, D, K], bias [F, K]).
+    features: float32 [N, D]. labels_given: int64 [H, N], a row a head; seen: bool [H, N], the rows each head is
+    fitted on, by default all. Each head minimises its summed cross entropy plus l2/2 ||W||^2 on standardised
+    features, bias free. Returns float32 (weight [H, D, K], bias [H, K]) for the features as they are.
+    Raises InputError for labels of a single class or beyond `num_classes`.
+
+    Features are turned so that the bound of Boehning 1992 (Annals of the Institute of Statistical Mathematics 44) on
+    every head's Hessian is the identity. L-BFGS (Nocedal & Wright 2006, algorithm 7.4) starts from that bound, with a
+    memory and a step for each head.
     """
-    weight = x.new_zeros(folds, x.shape[1], num_classes, requires_grad=True)
-    bias = x.new_zeros(folds, num_classes, requires_grad=True)
-    seen = (fold[None] != torch.arange(folds, device=x.device)[:, None]).float()  # [F, N]
-    target = y.expand(folds, -1)  # [F, N]
-    solver = torch.optim.LBFGS(
-        [weight, bias], max_iter=100, history_size=10, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
-    )
+    labels_given = np.atleast_2d(labels_given)
+    if any(len(np.unique(labels)) < 2 for labels in labels_given):
+        raise InputError("there is only one class among the given labels: nothing to tell apart")
+    if labels_given.min() < 0 or labels_given.max() >= num_classes:
+        found = f"{labels_given.min()} to {labels_given.max()}"
+        raise InputError(f"labels run from {found}; they must lie between 0 and {num_classes - 1}")
+    x = torch.as_tensor(np.array(features, np.float32), device=device)
+    mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
+    x = torch.cat([(x - mean) / std, torch.ones_like(x[:, :1])], 1)  # the last feature carries the bias
+    penalty = torch.full((x.shape[1],), l2, device=x.device)
+    penalty[-1] = 0
+    values, vectors = torch.linalg.eigh((x.mT @ x / 2).double() + penalty.double().diag())
+    turn = (vectors / values.clamp(min=1e-6 * values[-1]).sqrt()).float()  # [D + 1, D + 1]
+    y = torch.as_tensor(labels_given, device=x.device).mT  # [N, H]
+    seen = torch.ones_like(y, dtype=torch.bool) if seen is None else torch.as_tensor(seen, device=x.device).mT
+    seen, z, decay = seen.float(), x @ turn, turn.mT @ (penalty[:, None] * turn)
+    shape = (z.shape[1], num_classes, y.shape[1])  # [D + 1, K, H]; heads lie last, so that each sum below is over rows
+    step = max(1, BLOCK_ELEMENTS // (num_classes * y.shape[1]))
+    blocks = [slice(start, start + step) for start in range(0, len(z), step)]
 
-    def objective() -> Tensor:
-        solver.zero_grad()
-        logits = torch.matmul(x, weight) + bias[:, None]  # [F, N, K]
-        loss = F.cross_entropy(logits.mT, target, reduction="none")
-        total = ((loss * seen).sum() + l2 / 2 * weight.square().sum()) / len(x)
-        total.backward()
-        return total
+    target = z.new_zeros(shape)  # sum of the features of each class's rows
+    for rows in blocks:
+        given = torch.zeros(len(y[rows]), *shape[1:], device=z.device).scatter_(1, y[rows, None], seen[rows, None])
+        target += (z[rows].mT @ given.flatten(1)).view(shape)
 
-    solver.step(objective)
-    return weight.detach(), bias.detach()
+    def objective(v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return loss [H] and gradient at v, both [D + 1, K, H]."""
+        shrink = (decay @ v.flatten(1)).view(shape)
+        loss, gradient = (v * (shrink / 2 - target)).sum((0, 1)), shrink - target
+        for rows in blocks:
+            logits = (z[rows] @ v.flatten(1)).view(-1, *shape[1:])  # [B, K, H]
+            largest = logits.amax(1, keepdim=True)
+            p = logits.sub_(largest).exp_()
+            total = p.sum(1, keepdim=True)
+            loss += ((total.log() + largest)[:, 0] * seen[rows]).sum(0)
+            gradient += (z[rows].mT @ p.mul_(seen[rows, None] / total).flatten(1)).view(shape)
+        return loss, gradient
+
+    v = _lbfgs(objective, z.new_zeros(shape))
+    weight = (turn @ v.flatten(1)).view(shape).permute(2, 0, 1).contiguous()  # [H, D + 1, K]
+    weight, bias = weight[:, :-1] / std[:, None], weight[:, -1]
+    return weight.cpu().numpy(), (bias - mean @ weight).cpu().numpy()
+
+
+def _lbfgs(objective: Callable[[Tensor], tuple[Tensor, Tensor]], v: Tensor) -> Tensor:
+    """Minimise H problems side by side from v [D, K, H], where no curvature is above 1, and return the minima.
+
+    `objective` returns their losses [H] and gradients [D, K, H]. A head whose step did not lower its loss halves it;
+    its memory is its own, so that no head depends on another.
+    """
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum((0, 1))  # [H]
+
+    loss, gradient = objective(v)
+    memory: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=MEMORY)
+    best, scale = loss, torch.ones_like(loss)
+    for _ in range(MAX_STEPS):
+        direction, alphas = -gradient, []
+        for s, y, rho in reversed(memory):
+            alphas.append(rho * dot(s, direction))
+            direction = direction - alphas[-1] * y
+        direction = direction * scale
+        for (s, y, rho), alpha in zip(memory, reversed(alphas), strict=True):
+            direction = direction + s * (alpha - rho * dot(y, direction))
+        step = torch.ones_like(loss)
+        for _ in range(20):
+            moved = v + step * direction
+            loss, after = objective(moved)
+            worse = loss > best + 1e-6 * best.abs()
+            if not worse.any():
+                break
+            step = torch.where(worse, step / 2, step)
+        s, y = moved - v, after - gradient
+        curvature = dot(s, y)
+        known = curvature > 1e-6 * dot(y, y)
+        memory.append((s, y, torch.where(known, 1 / curvature, 0)))
+        scale = torch.where(known, curvature / dot(y, y), 1.0)
+        v, gradient, best = moved, after, loss
+        if (dot(gradient, gradient) <= TOLERANCE * loss).all():
+            break
+    return v
