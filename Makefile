@@ -1,5 +1,6 @@
 # make demo      the whole story on embedded digits, in a few minutes
 # make test      every test
+# make bench     ours beside the peers, on the same work in the same run (a quarter of an hour)
 # make lab       JupyterLab with the notebooks
 # make figures   the demo, and the README's pictures and figures from it
 # Each makes .venv by itself and installs again only when pyproject.toml has changed.
@@ -7,10 +8,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab figures
+.PHONY: help demo test bench lab figures
 
 help:
-	@sed -n 's/^# //p' Makefile | head -5
+	@sed -n 's/^# //p' Makefile | head -6
 
 .venv/installed: pyproject.toml
 	@echo "==> making .venv and installing ptglab with its notebook and test packages (a few minutes, about 5.5 GB)"
@@ -30,6 +31,10 @@ test: .venv/installed
 	@echo "==> notebooks 1 to 4, run as they are, in runs/nbval"
 	rm -rf runs/nbval && mkdir -p runs/nbval && cp notebooks/0[1-4]_*.ipynb runs/nbval
 	$(BIN)/python -m pytest --nbval-lax runs/nbval
+
+bench: .venv/installed
+	@echo "==> ours beside the peers; lines in runs/bench/speed.csv"
+	$(BIN)/python -m pytest -m bench --benchmark-columns=min,median,max tests/bench
 
 lab: .venv/installed
 	@echo "==> opening JupyterLab; stop it with Ctrl-C"

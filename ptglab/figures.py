@@ -173,15 +173,50 @@ def bars(ax: Axes, names: Sequence[str], series: Mapping[str, tuple[np.ndarray, 
     return _plain(ax)
 
 
+def ratios(ax: Axes, names: Sequence[str], ratio: np.ndarray, lowest: np.ndarray, highest: np.ndarray) -> Axes:
+    """Draw how many times faster we are, a bar a comparison [M] on a logarithmic axis, with its range over rounds."""
+    rows = np.arange(len(names))[::-1]
+    tints = [COLOURS["barlow_twins"] if r >= 1 else WRONG for r in ratio]
+    ax.barh(rows, ratio - 1, left=1, color=tints, height=0.6)
+    ax.hlines(rows, lowest, highest, color=INK, linewidth=1)
+    for row, r, high in zip(rows, ratio, highest, strict=True):
+        ax.annotate(f"{r:.1f}x", (max(1, r, high), row), (6, 0), textcoords="offset points", va="center", fontsize=9)
+    ax.axvline(1, color=INK, linewidth=1)
+    ax.set_xscale("log")
+    ax.set_yticks(rows, [name.replace("_", " ") for name in names])
+    ax.set_xlim(min(0.7, *lowest), 1.6 * max(highest))
+    ticks = [t for t in (0.5, 1, 2, 5, 10, 20, 50, 100) if ax.get_xlim()[0] <= t <= ax.get_xlim()[1]]
+    ax.set_xticks(ticks, [f"{t:g}x" for t in ticks], minor=False)
+    ax.minorticks_off()
+    ax.set_xlabel("time of the peer / our time")
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    return ax
+
+
+def scaling(ax: Axes, series: Mapping[str, tuple], xlabel: str) -> Axes:
+    """Draw {name: (size [S], seconds [S])} on logarithmic axes, each name beside the end of its line."""
+    ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel="seconds")
+    ends = []
+    for i, (name, (size, seconds)) in enumerate(series.items()):
+        tint = OTHERS[i % len(OTHERS)]
+        ax.plot(size, seconds, color=tint, marker="os^Dv"[i % 5], linestyle=STYLES[i % len(STYLES)], linewidth=2)
+        ends.append((seconds[-1], size[-1], name, tint))
+    ticks = sorted({round(x) for _, (size, _) in series.items() for x in size})
+    ax.set_xticks(ticks, [f"{x:,}" for x in ticks], minor=False)
+    ax.minorticks_off()
+    _label_ends(ax, ends)
+    return _plain(ax)
+
+
 def _label_ends(ax: Axes, ends: list[tuple]) -> None:
     """Write each (y, x, name, colour) to the right of its line's end, moved up where names would overlap."""
-    low, high = ax.get_ylim()
-    points_a_unit = ax.get_window_extent().height * 72 / ax.figure.dpi / (high - low)
+    points = 72 / ax.figure.dpi
     lowest = -np.inf
     for y, x, name, tint in sorted(ends):
-        text = max(y, lowest)
-        lowest = text + 13 / points_a_unit
-        ax.annotate(name, (x, y), (8, (text - y) * points_a_unit), textcoords="offset points", color=tint, va="center",
+        height = points * ax.transData.transform((x, y))[1]
+        text = max(height, lowest)
+        lowest = text + 13
+        ax.annotate(name, (x, y), (8, text - height), textcoords="offset points", color=tint, va="center",
                     fontsize=9, annotation_clip=False)  # fmt: skip
 
 

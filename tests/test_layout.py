@@ -15,7 +15,7 @@ every_module = pytest.mark.parametrize("module", SOURCES)
 FOUNDATIONS = {"errors", "neighbours", "decode", "folders"}
 LEAVES = {"data", "noise", "augment", "backbones", "losses", "optim", "label_errors", "metrics", "figures", "runs"}
 LOOPS = {"pretrain", "finetune", "predict"}
-ROOMS = {"sweep", "review"}
+ROOMS = {"sweep", "review", "speed"}
 MAY_IMPORT = {
     "__init__": set(),
     "errors": set(),
