@@ -8,15 +8,18 @@ contrast, saturation, hue and grey are affine in its colours, so each image need
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ptglab.errors import one_of
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma, as in Pillow and torchvision
-IQ = (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)  # chroma of YIQ, FCC NTSC
+YIQ = np.array([GREY, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])  # FCC NTSC
+# colour to its chroma, the part without luma; and to that chroma a quarter turn on, as matrices
+CHROMA = (np.eye(3) - np.array(GREY)).tolist()
+TURNED = (np.linalg.inv(YIQ) @ [[0, 0, 0], [0, 0, -1], [0, 1, 0]] @ YIQ).tolist()
 
 
 @dataclass(frozen=True)
@@ -184,27 +187,14 @@ def _colours(mean: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     hue, grey; values are clamped once, at the end. Saturation scales the chroma, grey drops it, and hue turns it in
     the plane of YIQ, which is linear (HSV is not); none of them changes the luma.
     """
-    c = mean.shape[1]
-    luma, chroma, turned = _constants(c, mean.device)
     brightness, contrast = draws["brightness_factor"], draws["contrast_factor"]
-    offset = (1 - contrast) * brightness * (mean @ luma[0])  # towards the mean luma after brightness
-    gain = (contrast * brightness)[:, None, None]
-    if c != 3:
-        return gain * (luma + chroma), offset
-    strength = torch.where(draws["grey"], 0, draws["saturation_factor"])[:, None, None]
-    angle = 2 * torch.pi * draws["hue_turn"][:, None, None]
-    return gain * (luma + strength * (angle.cos() * chroma + angle.sin() * turned)), offset
-
-
-@cache  # made once a device: a copy from the host in every step would stop a GPU
-def _constants(channels: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return three matrices [C, C]: colour to its luma, colour to its chroma, and to its chroma a quarter turn on."""
-    weights = GREY if channels == 3 else [1 / channels] * channels
-    luma = torch.tensor(weights, dtype=torch.float64).expand(channels, channels)
-    chroma = torch.eye(channels, dtype=torch.float64) - luma
-    turned = torch.zeros_like(chroma)
-    if channels == 3:
-        to_yiq = torch.tensor([GREY, *IQ], dtype=torch.float64)
-        quarter = torch.tensor([[0, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=torch.float64)
-        turned = torch.linalg.inv(to_yiq) @ quarter @ to_yiq
-    return tuple(m.float().contiguous().to(device) for m in (luma, chroma, turned))
+    gain, towards = brightness * contrast, (1 - contrast) * brightness  # contrast moves towards the mean luma
+    if mean.shape[1] != 3:
+        return gain[:, None, None] * torch.eye(mean.shape[1], device=mean.device), towards * mean.mean(1)
+    strength = torch.where(draws["grey"], 0, gain * draws["saturation_factor"])
+    angle = 2 * math.pi * draws["hue_turn"]
+    along, across = strength * angle.cos(), strength * angle.sin()
+    # from numbers of Python's, since a table of constants would be copied to a GPU in every step
+    entries = [gain * GREY[j] + along * CHROMA[i][j] + across * TURNED[i][j] for i in range(3) for j in range(3)]
+    level = sum(mean[:, j] * GREY[j] for j in range(3))
+    return torch.stack(entries, 1).view(-1, 3, 3), towards * level

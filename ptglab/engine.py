@@ -51,7 +51,7 @@ class Place:
 
     def compiled(self, function: Callable, steps: int) -> Callable:
         """Return `function`, compiled if `steps` calls of it pay for that: once, for every module it is called with."""
-        return _compiled(function) if steps >= self.compile_from else function
+        return _compiled(function) if steps and steps >= self.compile_from else function
 
     def autocast(self) -> AbstractContextManager:
         """Return the context the network's forward runs in; losses stay outside, in float32."""
@@ -95,7 +95,7 @@ def threads() -> int:
     64 cores would otherwise run 64 threads, which wait for each other.
     """
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
-        return int(os.environ["OMP_NUM_THREADS"])
+        return max(1, int(os.environ["OMP_NUM_THREADS"]))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = CPU_SHARE.read_text().split()

@@ -204,7 +204,8 @@ def _read(labels: np.ndarray, probs: np.ndarray) -> _Read:
         block = probs[rows]
         read.best[rows] = block.argmax(1)
         read.largest[rows], read.own[rows] = _own(read.best[rows], block), _own(labels[rows], block)
-        return np.isfinite(block.sum())
+        with np.errstate(invalid="ignore"):  # inf - inf
+            return np.isfinite(block.sum())
 
     if not all(_in_threads(fill, _parts(len(probs), probs.shape[1]))):
         raise InputError("probs holds values that are not finite")

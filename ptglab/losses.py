@@ -15,7 +15,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5) -> Tensor:
     similarity = z @ z.T / temperature
     similarity.fill_diagonal_(-torch.inf)  # a view is no negative of itself
     b = len(z1)
-    twin = torch.cat([torch.arange(b, 2 * b), torch.arange(b)]).to(z.device)
+    twin = torch.arange(2 * b, device=z.device).roll(b)
     return F.cross_entropy(similarity, twin)
 
 

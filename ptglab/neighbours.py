@@ -37,14 +37,16 @@ def plane(features, seed: int, k: int = 15) -> np.ndarray:
 
     The neighbours are those of `nearest`, each row its own first. McInnes et al. 2018 (arXiv 1802.03426).
     """
-    from umap import UMAP
-
+    k = min(k, len(features) - 1)
     similarity, index = nearest(features, k - 1)
     itself = np.arange(len(index))[:, None]
     distance = np.hstack([np.zeros(itself.shape, np.float32), np.clip(1 - similarity, 0, None)])
+    graph = np.hstack([itself, index]), distance, None
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImportWarning)  # of parts of UMAP that need TensorFlow
         warnings.filterwarnings("ignore", "precomputed_knn.2.")  # it has no tree to place new rows with
-        graph = np.hstack([itself, index]), distance, None
+        from umap import UMAP
+
         return UMAP(n_neighbors=k, precomputed_knn=graph, random_state=seed, n_jobs=1).fit_transform(np.array(features))
 
 

@@ -12,8 +12,9 @@ from ptglab.errors import InputError
 
 BLOCK_ELEMENTS = 1 << 20  # logits worked on at a time
 MEMORY = 8  # steps that L-BFGS remembers
-MAX_STEPS = 200
-TOLERANCE = 1e-8  # of the squared gradient, relative to the loss
+MAX_STEPS, MAX_HALVINGS = 200, 20
+TOLERANCE = 1e-9  # of the squared gradient, relative to the loss at the start
+ROUNDING = 1e-6  # of the loss at the start: what float32 may add to a loss
 
 
 def features(backbone: nn.Module, images: Tensor, place: engine.Place | None = None) -> np.ndarray:
@@ -130,15 +131,15 @@ def _lbfgs(objective: Callable[[Tensor], tuple[Tensor, Tensor]], v: Tensor) -> T
     """Minimise H problems side by side from v [D, K, H], where no curvature is above 1, and return the minima.
 
     `objective` returns their losses [H] and gradients [D, K, H]. A head whose step did not lower its loss halves it;
-    its memory is its own, so that no head depends on another.
+    one that no step lowers stays. Its memory is its own, so that no head depends on another.
     """
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum((0, 1))  # [H]
 
-    loss, gradient = objective(v)
+    start, gradient = objective(v)
     memory: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=MEMORY)
-    best, scale = loss, torch.ones_like(loss)
+    best, scale = start, torch.ones_like(start)
     for _ in range(MAX_STEPS):
         direction, alphas = -gradient, []
         for s, y, rho in reversed(memory):
@@ -147,20 +148,21 @@ def _lbfgs(objective: Callable[[Tensor], tuple[Tensor, Tensor]], v: Tensor) -> T
         direction = direction * scale
         for (s, y, rho), alpha in zip(memory, reversed(alphas), strict=True):
             direction = direction + s * (alpha - rho * dot(y, direction))
-        step = torch.ones_like(loss)
-        for _ in range(20):
+        step = torch.ones_like(start)
+        for _ in range(MAX_HALVINGS):
             moved = v + step * direction
             loss, after = objective(moved)
-            worse = loss > best + 1e-6 * best.abs()
+            worse = ~(loss <= best + ROUNDING * start)
             if not worse.any():
                 break
             step = torch.where(worse, step / 2, step)
+        moved, after = torch.where(worse, v, moved), torch.where(worse, gradient, after)  # no way down: stay
         s, y = moved - v, after - gradient
         curvature = dot(s, y)
         known = curvature > 1e-6 * dot(y, y)
         memory.append((s, y, torch.where(known, 1 / curvature, 0)))
         scale = torch.where(known, curvature / dot(y, y), 1.0)
-        v, gradient, best = moved, after, loss
-        if (dot(gradient, gradient) <= TOLERANCE * loss).all():
+        v, gradient, best = moved, after, torch.where(worse, best, loss)
+        if (worse | (dot(gradient, gradient) <= TOLERANCE * start)).all():
             break
     return v

@@ -1,13 +1,15 @@
 """Small inputs the tests share."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # faster for networks this small, and several times so on a busy machine
+
+import ptglab  # noqa: F401, I001 - before torch: it says how threads wait
 import numpy as np
 import pytest
-import torch
 
 from ptglab import data, engine
 from ptglab.errors import InputError
-
-torch.set_num_threads(1)  # faster for networks this small, and several times so on a busy machine
 
 
 @pytest.fixture(scope="session")

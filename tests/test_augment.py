@@ -2,6 +2,7 @@
 
 import cmath
 import math
+import shutil
 from dataclasses import asdict
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 import torchvision.transforms.v2.functional as tv
 from scipy.stats import binom, kstest
 
-from ptglab import augment
+from ptglab import augment, engine
 from ptglab.errors import InputError
 
 SIZES = [(3, 16, 16), (1, 16, 16), (3, 32, 36), (3, 12, 20), (1, 21, 9), (3, 64, 40)]
@@ -184,6 +185,32 @@ def test_colours_in_order_are_torchvisions():
         torch.testing.assert_close(fast[i], expected, atol=2e-4, rtol=0)
 
 
+@pytest.mark.parametrize("size", [None, 12])
+def test_colours_are_a_product_of_matrices(size):
+    """In float64, one matrix a step; contrast is about the mean luma of the pixels that are shown."""
+    x = rand(6, 3, 16, 12, low=0.4, high=0.6)
+    x[:, 0, :5] += 0.1  # what is shown is of another mean than the whole
+    grey = torch.tensor([False, False, True] * 2)
+    contrast, saturation = FACTORS.flip(0), FACTORS.roll(2)
+    draws = nothing(x.shape, top=4.0, height=8.0, brightness_factor=FACTORS.sqrt(), contrast_factor=contrast,
+                    saturation_factor=saturation, grey=grey, hue_turn=TURNS / 2)  # fmt: skip
+    fast = augment.apply(x, draws, size)
+    plain = {k: draws[k] for k in ("top", "left", "height", "width")}
+    shown = augment.apply(x, nothing(x.shape, **plain), size).double()
+    assert fast.min() > 0 and fast.max() < 1
+    eye, luma = torch.eye(3).double(), torch.tensor(augment.GREY).double().expand(3, 3)
+    to_yiq = torch.tensor(augment.YIQ)
+    for i in range(6):
+        cos, sin = math.cos(math.pi * TURNS[i].item()), math.sin(math.pi * TURNS[i].item())
+        turn = torch.tensor([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]).double()
+        steps = [torch.linalg.inv(to_yiq) @ turn @ to_yiq, saturation[i] * eye + (1 - saturation[i]) * luma]
+        bright = draws["brightness_factor"][i] * shown[i].flatten(1)
+        level = (luma @ bright.mean(1))[:, None]
+        expected = steps[0] @ steps[1] @ (contrast[i] * bright + (1 - contrast[i]) * level)
+        expected = luma @ expected if grey[i] else expected
+        torch.testing.assert_close(fast[i].flatten(1).double(), expected, atol=2e-6, rtol=0)
+
+
 def test_solarize_is_torchvisions():
     x = rand(4, 3, 16, 16)
     fast = augment.apply(x, nothing(x.shape, solarize=torch.tensor([True, False, True, False])))
@@ -277,6 +304,88 @@ def test_second_view_has_the_second_recipe(monkeypatch):
     first, second = augment.two_views(images, "test", torch.Generator().manual_seed(0))
     torch.testing.assert_close(first, images / 255, atol=1e-6, rtol=0)
     torch.testing.assert_close(second, tv.solarize(images, 128) / 255, atol=1e-6, rtol=0)
+
+
+# image, longer side asked for, height and width to be had
+SMALLER = [((3, 32, 36), 27, (24, 27)), ((1, 8, 8), 6, (6, 6)), ((3, 64, 40), 48, (48, 30)), ((1, 21, 9), 10, (10, 4))]
+
+
+@pytest.mark.parametrize("shape, size, sides", SMALLER)
+@pytest.mark.parametrize("name", ["simclr", "barlow_twins", "digits"])
+def test_views_of_a_size_keep_the_proportions(name, shape, size, sides):
+    images = uint8(8, *shape)
+    for view in augment.two_views(images, name, torch.Generator().manual_seed(0), size):
+        assert view.shape == (8, shape[0], *sides)
+        assert view.isfinite().all() and view.min() >= 0 and view.max() <= 1
+        assert view.std((1, 2, 3)).max() > 0.05
+
+
+@pytest.mark.parametrize("shape, size, sides", [*SMALLER, ((3, 12, 20), 30, (18, 30))])
+def test_another_size_is_bilinear_interpolation(shape, size, sides):
+    x = rand(4, *shape)
+    flip = torch.tensor([False, True] * 2)
+    expected = F.interpolate(x, sides, mode="bilinear", align_corners=False, antialias=False)
+    fast = augment.apply(x, nothing(x.shape, flip=flip), size)
+    torch.testing.assert_close(fast[0::2], expected[0::2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(fast[1::2], expected[1::2].flip(3), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape, size, sides", SMALLER)
+def test_blur_of_another_size_is_scaled(shape, size, sides):
+    """As if the whole image had been blurred first: half the pixels, half the sigma."""
+    x = rand(4, *shape)
+    sigma = torch.tensor([0.5, 0.8, 1.2, 2.0])
+    small = F.interpolate(x, sides, mode="bilinear", align_corners=False, antialias=False)
+    kernel = [2 * max(1, round(n / 20)) + 1 for n in sides[::-1]]
+    fast = augment.apply(x, nothing(x.shape, sigma=sigma), size)
+    for i in range(len(x)):
+        expected = tv.gaussian_blur(small[i], kernel, [sigma[i].item() * size / max(shape[1:])] * 2)
+        torch.testing.assert_close(fast[i], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [None, 12])
+@pytest.mark.parametrize("name", augment.PRESETS)
+def test_views_are_channels_last(name, size):
+    images = uint8(4, 3, 16, 14)
+    last = torch.channels_last
+    for view in augment.two_views(images, name, torch.Generator().manual_seed(0), size):
+        assert view.is_contiguous(memory_format=last) and not view.is_contiguous()
+    assert augment.weak(images, name, torch.Generator().manual_seed(0)).is_contiguous(memory_format=last)
+
+
+def test_what_is_called_on_the_draws_can_be_replaced():
+    """It is given the images in [0, 1], each view's own draws and the size; what it returns is the view."""
+    images, calls = uint8(4, 3, 16, 16), []
+
+    def change(x, draws, *size):
+        calls.append((x, draws, size))
+        return len(calls)
+
+    assert augment.two_views(images, "barlow_twins", torch.Generator().manual_seed(3), 12, change) == (1, 2)
+    assert augment.weak(images, "barlow_twins", torch.Generator().manual_seed(3), change) == 3
+    assert [size for _, _, size in calls] == [(12,), (12,), ()]
+    generator = torch.Generator().manual_seed(3)
+    recipes = augment.preset("barlow_twins")
+    drawn = [augment.draw(recipe, images.shape, generator) for recipe in recipes]
+    for (x, draws, _), expected in zip(calls, [*drawn, drawn[0]], strict=True):
+        torch.testing.assert_close(x, images / 255, atol=1e-7, rtol=0)
+        assert draws.keys() == expected.keys()
+        assert all(draws[k] is v is None or torch.equal(draws[k], v) for k, v in expected.items())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiling for a CPU needs g++")
+def test_compiled_is_plain():
+    """With and without solarizing and another size; what it returns lies in memory as before."""
+    torch._dynamo.reset()
+    change = engine.place("cpu", compile_from=0).compiled(augment.apply, 1)
+    x = rand(8, 3, 16, 12)
+    for recipe, size in ((augment.Recipe(), None), (COLOURED, 12)):
+        draws = augment.draw(recipe, x.shape, torch.Generator().manual_seed(0))
+        changed, expected = change(x, draws, size), augment.apply(x, draws, size)
+        torch.testing.assert_close(changed, expected, atol=2e-6, rtol=0)
+        assert changed.stride() == expected.stride()
+    torch._dynamo.reset()
 
 
 MANY = 20_000

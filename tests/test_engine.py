@@ -1,5 +1,12 @@
 """Where it runs, seeded draws, batches, folds, evaluation: counted, or compared with the plain way."""
 
+import math
+import os
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -66,6 +73,137 @@ def test_autocast_has_the_precision(precision, dtype):
     assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
+@pytest.fixture
+def cores(monkeypatch, tmp_path):
+    """Pretend to be bound to a number of cores, in a control group with such a share of them, or in none."""
+
+    def pretend(number: int, share: str | None = None, asked: str | None = None) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(number)), raising=False)
+        monkeypatch.setattr(engine, "CPU_SHARE", tmp_path / "cpu.max")
+        if share is not None:
+            (tmp_path / "cpu.max").write_text(share)
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if asked is not None:
+            monkeypatch.setenv("OMP_NUM_THREADS", asked)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    "share, number",
+    [
+        (None, 8),
+        ("max 100000\n", 8),
+        ("150000 100000\n", 2),
+        ("200000 100000\n", 2),
+        ("50000 100000\n", 1),
+        ("6400000 100000\n", 8),
+        ("", 8),
+    ],
+)
+def test_threads_are_the_cores_within_the_share(cores, share, number):
+    cores(8, share)
+    assert engine.threads() == number
+
+
+def test_threads_that_are_asked_for_are_had(cores):
+    cores(8, "150000 100000", asked="5")
+    assert engine.threads() == 5
+    cores(8, "150000 100000", asked="")
+    assert engine.threads() == 2
+
+
+def test_place_sets_the_number_of_threads(cores):
+    before = torch.get_num_threads()
+    try:
+        for number in (3, 1):
+            cores(number)
+            engine.place("cpu")
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("already, found", [(None, "1000"), ("7", "7")])
+def test_waiting_threads_sleep_soon(already, found):
+    """Set on import, before torch starts its threads, and never against what the user has set."""
+    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+    environment |= {"GOMP_SPINCOUNT": already} if already else {}
+    code = "import os, sys, ptglab; print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == [found, "False"]
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """Every function torch.compile was asked to compile; what it returns is told apart by its name alone."""
+    asked = []
+
+    def compile(function):
+        asked.append(function)
+        return lambda *args: ("compiled", function(*args))
+
+    monkeypatch.setattr(torch, "compile", compile)
+    return asked
+
+
+def test_compiled_from_enough_steps_on_and_once(compilations):
+    def function(x):
+        return x + 1
+
+    place = engine.place("cpu", compile_from=100)
+    assert place.compiled(function, 99) is function and not compilations
+    compiled = place.compiled(function, 100)
+    assert compiled(1) == ("compiled", 2)
+    always = engine.place("cpu", compile_from=0)
+    assert always.compiled(function, 1) is compiled and always.compiled(function, 0) is function
+    assert compilations == [function]
+    assert place.compiled(lambda x: x, 100) is not compiled and len(compilations) == 2
+
+
+@pytest.mark.parametrize(
+    "number, device, options, steps",
+    [
+        (0, "cpu", {}, math.inf),
+        (2, "cpu", {}, math.inf),
+        (2, "auto", {}, engine.COMPILE_FROM),
+        (2, "cuda:1", {"compile_from": 7}, 7),
+        (2, "cuda", {"compile_from": 0}, 0),
+        (0, "cpu", {"compile_from": 0}, 0),
+    ],
+)
+def test_only_a_gpu_compiles_unless_asked(gpus, compilations, number, device, options, steps):
+    gpus(number)
+    place = engine.place(device, **options)
+    assert place.compile_from == steps
+
+    def function(x):
+        return x
+
+    assert place.compiled(function, min(steps, 10**12) - 1) is function and not compilations
+    assert (place.compiled(function, 10**12) is function) == (steps == math.inf)
+
+
+def test_a_cpu_keeps_tensors_as_they_are(cpu):
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    assert cpu.resident(images) is images
+
+
+@pytest.mark.parametrize("nbytes, moves", [(50, True), (51, False), (10**15, False)])
+def test_a_gpu_holds_what_leaves_half_of_its_memory(monkeypatch, nbytes, moves):
+    """Half of what is free, not of all there is."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 10**15))
+    place = engine.Place(torch.device("cuda"), "float32")
+    inputs = SimpleNamespace(is_cuda=False, nbytes=nbytes, to=lambda device: ("moved", device))
+    assert place.resident(inputs) == (("moved", torch.device("cuda")) if moves else inputs)
+
+
+def test_a_tensor_too_large_for_the_gpu_stays(monkeypatch):
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * images.nbytes - 1, 10**15))
+    assert engine.Place(torch.device("cuda"), "float32").resident(images) is images
+
+
 def test_images_and_filters_are_channels_last(cpu):
     images, features = torch.rand(2, 3, 5, 7), torch.rand(2, 3)
     placed = cpu.batch(images)
@@ -116,6 +254,71 @@ def test_shuffled_batches_are_a_fair_shuffle_of_the_seed():
     for seed in range(2000):
         counts[range(5), first(seed)] += 1  # which row comes at which place
     assert np.abs(counts - 400).max() < 4.5 * np.sqrt(2000 * 0.2 * 0.8)
+
+
+class Elsewhere:
+    """Rows that lie on no device of ours; `gathered` says which were asked for, and by which thread."""
+
+    device = SimpleNamespace(type="elsewhere")
+
+    def __init__(self, rows: torch.Tensor):
+        self.rows, self.gathered, self.enough = rows, [], threading.Event()
+
+    def __getitem__(self, index) -> torch.Tensor:
+        rows = self.rows[index]
+        self.gathered.append(threading.get_ident())
+        if len(self.gathered) == 3:
+            self.enough.set()
+        return rows
+
+
+ROWS = torch.arange(40).view(20, 2)
+INDICES = [torch.tensor([3, 1, 1]), slice(4, 9), torch.tensor([19]), slice(18, 30), torch.tensor([0, 5]), slice(0, 1),
+           torch.tensor([], dtype=torch.int64), torch.tensor([7, 2, 11])]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrap", [lambda rows: rows, Elsewhere], ids=["there", "elsewhere"])
+@pytest.mark.parametrize("number", range(len(INDICES) + 1))
+def test_fetched_rows_come_in_order(wrap, number):
+    found = list(engine.fetched(wrap(ROWS), iter(INDICES[:number]), torch.device("cpu")))
+    assert len(found) == number
+    for (index, rows), expected in zip(found, INDICES, strict=False):
+        assert index is expected
+        assert torch.equal(rows, torch.stack([ROWS[i] for i in torch.arange(20)[expected]]) if len(rows) else ROWS[:0])
+        assert len(rows) == len(torch.arange(20)[expected])
+
+
+def test_rows_elsewhere_are_gathered_two_batches_ahead():
+    """By one thread, while the batch before is worked on: no fewer, and no more."""
+    inputs, drawn = Elsewhere(ROWS), []
+    batches = (drawn.append(i) or torch.tensor([i]) for i in range(20))
+    for used, _ in enumerate(engine.fetched(inputs, batches, torch.device("cpu")), start=1):
+        assert inputs.enough.wait(10)
+        assert len(inputs.gathered) <= len(drawn) == min(20, used + 2)
+    assert len(inputs.gathered) == 20
+    (reader,) = set(inputs.gathered)
+    assert reader != threading.get_ident()
+
+
+@pytest.mark.parametrize("taken", [1, 2, 5])
+def test_rows_elsewhere_can_be_left_early(taken):
+    """Closing waits for the batches already asked for, no others, and the thread ends."""
+    inputs, threads = Elsewhere(ROWS), set(threading.enumerate())
+    fetched = engine.fetched(inputs, (torch.tensor([i]) for i in range(20)), torch.device("cpu"))
+    for _ in range(taken):
+        next(fetched)
+    closing = threading.Thread(target=fetched.close, daemon=True)
+    closing.start()
+    closing.join(10)
+    assert not closing.is_alive() and set(threading.enumerate()) <= threads
+    assert len(inputs.gathered) <= taken + 2
+
+
+def test_rows_that_cannot_be_gathered_say_so():
+    fetched = engine.fetched(Elsewhere(ROWS), [torch.tensor([i]) for i in (1, 2, 20, 3)], torch.device("cpu"))
+    assert [next(fetched)[1].tolist() for _ in range(2)] == [[[2, 3]], [[4, 5]]]
+    with pytest.raises(IndexError):
+        next(fetched)
 
 
 @pytest.mark.parametrize("number", [2, 3, 5, 10])

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import planted
+from conftest import planted, refused
 
 from ptglab import label_errors, metrics, predict
 from ptglab.errors import InputError
@@ -76,6 +76,23 @@ def test_confident_learning_where_a_class_is_never_believed():
     probs[:, 2] = 0
     peer = find_label_issues(labels, probs, filter_by="confident_learning")
     assert peer.any()
+    np.testing.assert_array_equal(detect("confident_learning", labels, probs=probs).flagged, peer)
+
+
+@both_types
+@pytest.mark.parametrize(("n", "k", "noise", "signal"), [(20_000, 50, 0.9, 3), (6000, 300, 0.7, 4)])
+def test_confident_learning_flags_what_cleanlab_flags_at_size(n, k, noise, signal, dtype):
+    """Many rows reach no threshold and many several; with 300 classes a label no longer fits in a byte."""
+    draws = np.random.default_rng(k)
+    true = draws.integers(0, k, n)
+    labels = np.where(draws.random(n) < np.linspace(0.05, noise, k)[true], draws.integers(0, k, n), true)
+    logits = 10 ** draws.uniform(-1, 0.7, (n, 1)) * (draws.normal(size=(n, k)) + signal * np.eye(k)[true])
+    probs = np.exp(logits - logits.max(1, keepdims=True))
+    probs = (probs / probs.sum(1, keepdims=True)).astype(dtype)
+    reached = (probs >= get_confident_thresholds(labels, probs) - 1e-6).sum(1)
+    assert min((reached == 0).mean(), (reached == 1).mean(), (reached > 1).mean()) > 0.02
+    peer = find_label_issues(labels, probs, filter_by="confident_learning", n_jobs=1)
+    assert 0.1 < peer.mean() < 0.6
     np.testing.assert_array_equal(detect("confident_learning", labels, probs=probs).flagged, peer)
 
 
@@ -294,6 +311,71 @@ def test_read_only_arrays_are_taken_silently_and_stay(name):
         detect(name, labels, probs=probs, features=features)
     finally:
         torch.set_warn_always(False)
+
+
+@pytest.fixture(params=[1, 3, 4], ids=["K20", "ties", "empty_class"])
+def problem(request) -> dict[str, np.ndarray]:
+    """Return labels, probs and features of 120 rows."""
+    labels, probs = random_problem(request.param, np.float32)
+    features = np.random.default_rng(request.param).normal(size=(120, 6)).astype(np.float32)
+    return {"labels": labels[:120], "probs": probs[:120], "features": features}
+
+
+def assert_same(ours: Suspects, expected: Suspects, atol: float = 0):
+    np.testing.assert_allclose(ours.score, expected.score, rtol=0, atol=atol)
+    np.testing.assert_array_equal(ours.flagged, expected.flagged)
+    np.testing.assert_array_equal(ours.suggested, expected.suggested)
+
+
+@every_detector
+def test_blocks_and_threads_of_any_number_give_the_same(monkeypatch, name, problem):
+    """A row at a time, a few with a short block at the end, or all."""
+    expected, threads = detect(name, **problem), torch.get_num_threads()
+    try:
+        for number, elements in ((1, 1), (2, 777), (3, 500)):
+            torch.set_num_threads(number)
+            monkeypatch.setattr(label_errors, "BLOCK_ELEMENTS", elements)
+            assert_same(detect(name, **problem), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@every_detector
+def test_inputs_are_left_as_they_were(name, problem):
+    before = {key: array.copy() for key, array in problem.items()}
+    assert all(array.flags.writeable for array in problem.values())
+    detect(name, **problem)
+    for key, array in problem.items():
+        np.testing.assert_array_equal(array, before[key])
+
+
+@every_detector
+@pytest.mark.parametrize("layout", ["fortran", "strided", "mapped"])
+def test_probabilities_may_lie_in_memory_as_they_like(tmp_path, name, layout, problem):
+    probs = problem["probs"]
+    if layout == "fortran":
+        same = np.asfortranarray(probs)
+    elif layout == "strided":
+        same = np.full((2 * len(probs), 3 * probs.shape[1]), np.nan, np.float32)[::-2, 1::3]
+        same[:] = probs
+    else:
+        np.save(tmp_path / "probs.npy", probs)
+        same = np.load(tmp_path / "probs.npy", mmap_mode="r")
+    assert layout == "mapped" or not same.flags.c_contiguous
+    assert_same(detect(name, **problem | {"probs": same}), detect(name, **problem), 1e-3 * (name == "auxiliary"))
+
+
+@pytest.mark.parametrize("elements", [6, 1 << 20], ids=["a_row_a_block", "one_block"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", [name for name, detector in DETECTORS.items() if "probs" in detector.needs])
+def test_what_is_not_finite_is_refused_wherever_it_stands(monkeypatch, name, value, elements):
+    """In the first row or the last, in the given class, another, or one (the last) that nobody is labelled as."""
+    monkeypatch.setattr(label_errors, "BLOCK_ELEMENTS", elements)
+    labels, features = np.arange(30) % 5, np.random.default_rng(0).normal(size=(30, 4))
+    for row, column in ((0, 0), (0, 1), (0, 5), (17, 2), (17, 5), (29, 4), (29, 0), (29, 5)):
+        probs = np.full((30, 6), 1 / 6, np.float32)
+        probs[row, column] = value
+        refused("probs holds values that are not finite", call=detect)(name, labels, probs=probs, features=features)
 
 
 @pytest.mark.parametrize("function", [detect, *(detector.find for detector in DETECTORS.values())])

@@ -1,10 +1,13 @@
-"""Nearest neighbours against scikit-learn's, their vote against a loop and lightly's."""
+"""Nearest neighbours against scikit-learn's, their vote against a loop and lightly's, their plane against UMAP's."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from sklearn.manifold import trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
 from ptglab import neighbours
@@ -113,3 +116,75 @@ def test_nearest_and_vote_predict_what_lightly_does(seed):
     unit = [torch.nn.functional.normalize(torch.as_tensor(x), dim=1) for x in (features, bank)]
     theirs = knn_predict(unit[0], unit[1].T, torch.as_tensor(labels), num_classes=6, knn_k=20, knn_t=0.1)
     np.testing.assert_array_equal(votes.argmax(1), theirs[:, 0].numpy())
+
+
+@pytest.fixture(scope="module")
+def umap():
+    """The package, whose first import warns that TensorFlow is missing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import umap
+    return umap
+
+
+class Recorder:
+    """In the place of UMAP: `options` are those of the last one made, `fitted` what it was given."""
+
+    def __init__(self, **options):
+        Recorder.options = options
+
+    def fit_transform(self, x):
+        Recorder.fitted = x
+        return np.zeros((len(x), 2), np.float32)
+
+
+@pytest.mark.parametrize(("n", "k"), [(40, 15), (25, 4), (17, 16)])
+def test_the_plane_is_drawn_from_the_nearest_by_cosine(monkeypatch, umap, n, k):
+    monkeypatch.setattr(umap, "UMAP", Recorder)
+    features = data(n, 6)
+    assert neighbours.plane(features, 3, k).shape == (n, 2)
+    index, distance = Recorder.options["precomputed_knn"][:2]
+    assert Recorder.options["n_neighbors"] == k and Recorder.options["random_state"] == 3
+    assert index.shape == distance.shape == (n, k) and distance.dtype == np.float32
+    similarity, others = peer(features, k - 1)
+    np.testing.assert_array_equal(index, np.c_[np.arange(n), others])
+    np.testing.assert_array_equal(distance[:, 0], 0)
+    np.testing.assert_allclose(distance[:, 1:], 1 - similarity, atol=1e-6)
+    np.testing.assert_array_equal(Recorder.fitted, features)
+
+
+def test_a_row_of_the_plane_comes_before_its_duplicates(monkeypatch, umap):
+    """Rounding makes a few of the similarities of equal rows more than 1; no distance is below 0."""
+    monkeypatch.setattr(umap, "UMAP", Recorder)
+    features = np.repeat(data(30, 6), 2, axis=0)
+    neighbours.plane(features, 0, 4)
+    index, distance = Recorder.options["precomputed_knn"][:2]
+    assert neighbours.nearest(features, 1)[0].max() > 1
+    np.testing.assert_array_equal(index[:, 0], np.arange(60))
+    np.testing.assert_array_equal(index[:, 1], np.arange(60) ^ 1)
+    assert distance.min() == 0 and distance[:, 1].max() < 1e-6
+
+
+@pytest.mark.parametrize("n", [4, 8, 15])
+def test_the_plane_of_few_rows_asks_for_fewer_neighbours_than_rows(monkeypatch, umap, n):
+    """UMAP would warn, and take others than those it was given."""
+    monkeypatch.setattr(umap, "UMAP", Recorder)
+    neighbours.plane(data(n, 6), 0)
+    assert Recorder.options["n_neighbors"] == n - 1
+    assert Recorder.options["precomputed_knn"][0].shape == (n, n - 1)
+
+
+def test_the_plane_keeps_neighbourhoods(umap):
+    """Digits of any length, so that the nearest by cosine are not the nearest by distance; read-only, as in a run."""
+    draws = np.random.default_rng(0)
+    features = (load_digits().data[:300] * 10 ** draws.uniform(-1, 1, (300, 1))).astype(np.float32)
+    features.flags.writeable = False
+    plane = neighbours.plane(features, 0)
+    assert plane.dtype == np.float32 and plane.shape == (300, 2) and np.isfinite(plane).all()
+    np.testing.assert_array_equal(neighbours.plane(features, 0), plane)
+    assert not np.array_equal(neighbours.plane(features, 1), plane)
+
+    def kept(coordinates: np.ndarray) -> float:
+        return trustworthiness(features, coordinates, n_neighbors=15, metric="cosine")
+
+    assert kept(plane) > 0.95  # UMAP by cosine without our neighbours .97, by distance .80

@@ -1,7 +1,9 @@
 """THE two-view loop: what it records, that it resumes to the bit, and that it learns what it was never told."""
 
 import math
+import shutil
 from dataclasses import replace
+from functools import cache
 from itertools import islice
 
 import numpy as np
@@ -89,13 +91,13 @@ def test_first_step_is_lars_by_hand(some, fresh, cpu, tmp_path):
         assert (moved + trust * w.grad).norm() < 1e-3 * moved.norm(), name
 
 
-@pytest.mark.parametrize("method", ["simclr", "barlow_twins"])
-def test_resumed_run_equals_uninterrupted_to_the_bit(some, fresh, cpu, tmp_path, method):
+@pytest.mark.parametrize("method, schedule", [("simclr", "full"), ("barlow_twins", "full"), ("simclr", "short")])
+def test_resumed_run_equals_uninterrupted_to_the_bit(some, fresh, cpu, tmp_path, method, schedule):
     """Stopped after 2 of 4 epochs and gone on with in new objects; weights, optimizer and records.
 
     The epoch that was told when the run stopped may be told again, and then counts once.
     """
-    options = SMALL | dict(epochs=4, seed=3, place=cpu, labels_given=some.labels_given)
+    options = SMALL | dict(epochs=4, seed=3, place=cpu, labels_given=some.labels_given, schedule=schedule)
     whole = fresh()
     records = list(pretrain.train(whole, some.images, method, **options, checkpoint=tmp_path / "whole"))
     halved = pretrain.train(fresh(), some.images, method, **options, checkpoint=tmp_path / "halved")
@@ -114,6 +116,84 @@ def test_resumed_run_equals_uninterrupted_to_the_bit(some, fresh, cpu, tmp_path,
     assert kept.keys() == expected.keys() and all(torch.equal(kept[k], expected[k]) for k in kept)
     assert any(k.startswith("projector/") for k in kept) and any(k.startswith("optimizer/") for k in kept)
     assert not list(pretrain.train(fresh(), some.images, method, **options, checkpoint=tmp_path / "halved"))  # finished
+
+
+@pytest.mark.parametrize("schedule, epochs, small", [("full", 5, 0), ("short", 5, 3), ("short", 4, 3), ("short", 1, 1)])
+def test_short_schedule_begins_with_small_views(some, fresh, cpu, schedule, epochs, small):
+    """Of 3/4 of the side, in the first 60 % of the epochs; the network is shown both views of a batch at once."""
+    backbone, shown = fresh(width=2), []
+    backbone.register_forward_pre_hook(lambda module, inputs: shown.append(inputs[0].shape))
+    options = SMALL | {"place": cpu, "schedule": schedule}
+    list(pretrain.train(backbone, some.images[:64], "simclr", epochs=epochs, **options))
+    sides = [12] * 2 * small + [16] * 2 * (epochs - small)  # two steps an epoch
+    assert shown == [(64, 1, side, side) for side in sides]
+
+
+@pytest.mark.parametrize("method", pretrain.METHODS)
+@pytest.mark.parametrize("given", [None, 0.1])
+def test_short_schedule_is_faster_unless_a_rate_is_given(some, fresh, cpu, method, given):
+    options = SMALL | {"place": cpu, "schedule": "short", "learning_rate": given, "epochs": 2}
+    records = list(pretrain.train(fresh(width=2), some.images[:64], method, **options))
+    rate = (given or 3.75 * pretrain.METHODS[method].learning_rate) * 32 / 256
+    expected = [rate * optim.warmup_cosine(step, 4, 2) for step in (1, 3)]  # the last step of each epoch of two
+    assert [r["learning_rate"] for r in records] == pytest.approx(expected)
+
+
+def test_one_compilation_serves_every_network_of_a_build(fresh, some, cpu, monkeypatch):
+    """Traced, not translated: outputs, gradients and running statistics of each are those of the plain path."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(engine, "_compiled", cache(lambda function: torch.compile(function, backend=backend)))
+    forward = engine.place("cpu", compile_from=0).compiled(engine.forward, 1)
+    assert forward is not engine.forward
+    x = cpu.batch(some.images[:16] / 255)
+    for seed in (0, 1):
+        networks = [nn.Sequential(fresh(seed, width=4), backbones.projector(32, 8, 8, 2, seed)) for _ in range(2)]
+        outputs = [cpu.put(networks[0])(x), forward(cpu.put(networks[1]), x)]
+        torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
+        for z in outputs:
+            z.square().sum().backward()
+        for (name, plain), traced in zip(networks[0].named_parameters(), networks[1].parameters(), strict=True):
+            assert (plain.grad - traced.grad).norm() <= 1e-4 * plain.grad.norm(), name
+        for (name, plain), traced in zip(networks[0].named_buffers(), networks[1].buffers(), strict=True):
+            torch.testing.assert_close(traced, plain, rtol=1e-4, atol=1e-5, msg=name)
+        assert len(graphs) == 1
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiling for a CPU needs g++")
+def test_compiled_training_equals_plain(some, fresh, cpu, monkeypatch):
+    """Losses and weights of two epochs; a second network of the same build is not compiled again.
+
+    The networks are float64 and the views the same: rounding in float32 moves activations across the kinks of ReLU,
+    and with them gradients by 1 %.
+    """
+    projector, compiled = backbones.projector, engine._compiled
+    monkeypatch.setattr(backbones, "projector", lambda *sizes: projector(*sizes).double())
+    monkeypatch.setattr(engine, "_compiled", lambda f: compiled(f) if f is engine.forward else f)
+    torch._dynamo.reset()
+    counts, made = torch._dynamo.utils.counters["stats"], []
+    counts.clear()
+    for seed in (0, 1):
+        losses, states = [], [fresh(seed).state_dict()]
+        for place in (cpu, engine.place("cpu", compile_from=0)):
+            network = fresh(seed).double()
+            records = pretrain.train(network, some.images[:64], "simclr", epochs=2, seed=seed, place=place, **SMALL)
+            losses.append([r["loss"] for r in records])
+            states.append(network.state_dict())
+        assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+        for name, start in states[0].items():
+            plain, traced = states[1][name].double(), states[2][name].double()
+            assert (traced - plain).norm() <= 1e-6 * (plain - start).norm(), name
+        made.append(counts["unique_graphs"])
+    assert made == [1, 1]
+    torch._dynamo.reset()
 
 
 def test_weights_depend_on_the_seed_alone(some, fresh, cpu):
@@ -186,6 +266,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(some, fresh, cpu, tmp_path, monk
     [
         ({"method": "simclear"}, "unknown method 'simclear': did you mean 'simclr'"),
         ({"augmentation": "digit"}, "unknown augmentation 'digit': did you mean 'digits'"),
+        ({"schedule": "shrot"}, "unknown schedule 'shrot': did you mean 'short'"),
         ({"epochs": 0}, "nothing to train: 96 images, batch_size 32, epochs 0"),
         ({"batch_size": 1}, "nothing to train: 96 images, batch_size 1"),
         ({"images": 1}, "nothing to train: 1 images"),
