@@ -33,7 +33,7 @@ test: .venv/installed
 	$(BIN)/python -m pytest --nbval-lax runs/nbval
 
 bench: .venv/installed
-	@echo "==> ours beside the peers; lines in runs/bench/speed.csv"
+	@echo "==> ours beside the peers, into runs/bench"
 	$(BIN)/python -m pytest -m bench --benchmark-columns=min,median,max tests/bench
 
 lab: .venv/installed

@@ -1,5 +1,6 @@
 """Where it runs and in which order: device, precision, compilation, memory format, seeded draws, batches, folds."""
 
+import ctypes
 import math
 import os
 import zlib
@@ -64,8 +65,8 @@ def place(device: str = "auto", precision: str = "auto", compile_from: float | N
 
     `compile_from` is the number of training steps from which network and augmentation are compiled; by default
     COMPILE_FROM on CUDA, and never on a CPU, where convolutions are most of the work and compiling leaves them as they
-    are. Sets the number of CPU threads to `threads()`. Raises InputError for a device that is not there or an unknown
-    precision.
+    are. Sets the number of CPU threads to `threads()`, and has the C library keep freed memory for the next array.
+    Raises InputError for a device that is not there or an unknown precision.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -84,6 +85,7 @@ def place(device: str = "auto", precision: str = "auto", compile_from: float | N
         compile_from = COMPILE_FROM if on_gpu else math.inf
     if torch.get_num_threads() != threads():
         torch.set_num_threads(threads())
+    _keep_memory()
     torch.backends.cudnn.benchmark = on_gpu  # batches keep their shape, so the fastest convolution is searched once
     return Place(chosen, one_of("precision", precision, PRECISIONS), compile_from)
 
@@ -105,6 +107,23 @@ def threads() -> int:
 
 
 CPU_SHARE = Path("/sys/fs/cgroup/cpu.max")
+
+
+@cache
+def _keep_memory() -> None:
+    """Have the C library, if it is glibc, keep freed memory for the next array.
+
+    By itself it gives blocks of 32 MB and more back at once, and they come again page by page for the next layer.
+    """
+    try:
+        c = ctypes.CDLL(None)
+        c.mallopt(M_MMAP_MAX, 0)
+        c.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    except (AttributeError, OSError, TypeError):
+        pass
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 @cache

@@ -27,11 +27,12 @@ class Method:
     layers: int
     learning_rate: float  # for a batch of 256, scaled linearly with the batch
     options: dict = field(default_factory=dict)
+    small_views: bool = False  # whether a schedule may begin on smaller views; Barlow Twins does not recover from them
 
 
 # Loss constants are the papers'; learning rates, heads and temperature are solo-learn's for CIFAR (JMLR 2022).
 METHODS = {
-    "simclr": Method(losses.nt_xent, "simclr", 2048, 256, 2, 0.4, {"temperature": 0.2}),
+    "simclr": Method(losses.nt_xent, "simclr", 2048, 256, 2, 0.4, {"temperature": 0.2}, True),
     "barlow_twins": Method(losses.barlow_twins, "barlow_twins", 2048, 2048, 3, 0.3),
     "vicreg": Method(losses.vicreg, "vicreg", 2048, 2048, 3, 0.3),
 }
@@ -42,12 +43,11 @@ class Schedule:
     """How a given number of epochs is spent; see SCHEDULES."""
 
     rate: float = 1.0  # times the method's learning rate
-    small: float = 0.0  # share of the epochs, the first ones, on views of `size`
+    small: float = 0.0  # share of the epochs, the first ones, on views of `size` where the method has `small_views`
     size: float = 1.0  # of a small view's side, relative to the images
 
 
-# "short" is for a tenth of the usual epochs: a step that large diverges from nothing in a long run, and the
-# first epochs learn coarse shapes, for which views with half the pixels do.
+# "short" is for tens of epochs: a large rate, and first epochs on views of half the pixels, which cost half.
 SCHEDULES = {"full": Schedule(), "short": Schedule(rate=3.75, small=0.6, size=0.75)}
 
 
@@ -105,7 +105,7 @@ def train(
     for epoch in range(first, epochs):
         start, total = time.perf_counter(), torch.zeros((), device=place.device)
         network.train()
-        size = round(plan.size * max(images.shape[2:])) if epoch < plan.small * epochs else None
+        size = round(plan.size * max(images.shape[2:])) if spec.small_views and epoch < plan.small * epochs else None
         order = engine.generator("cpu", seed, epoch, "order")
         draws = engine.generator(place.device, seed, epoch, "views")
         batches = engine.shuffled_batches(rows, batch_size, order, drop_last=True)

@@ -3,17 +3,18 @@
 import importlib.metadata
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ptglab import augment, backbones, engine, label_errors, neighbours, noise, optim, predict, pretrain
+from ptglab import augment, backbones, engine, label_errors, neighbours, noise, peers, predict, pretrain
 
 
 @dataclass(frozen=True)
@@ -51,72 +52,9 @@ def timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def random_images(n: int, size: int = 32, channels: int = 3, seed: int = 0) -> Tensor:
-    """Return uint8 noise [n, channels, size, size]: what is in an image changes no time."""
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=draws)
-
-
-class TwoViews(Dataset):
-    """Two views of each image, one at a time, as a loader's workers make them; `as_pil` for peers that want it."""
-
-    def __init__(self, images: Tensor, transform: Callable, as_pil: bool = False):
-        self.images, self.transform, self.as_pil = images, transform, as_pil
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> list[Tensor]:
-        image = self.images[i]
-        if self.as_pil:
-            from PIL import Image
-
-            image = Image.fromarray(image.permute(1, 2, 0).numpy())
-            return self.transform(image)
-        return [self.transform(image), self.transform(image)]
-
-
-def loader(dataset: Dataset, batch_size: int) -> DataLoader:
-    """Return a loader with a worker a core, which live on between epochs."""
-    pin = torch.cuda.is_available()
-    return DataLoader(dataset, batch_size, shuffle=True, drop_last=True, num_workers=engine.threads(),
-                      persistent_workers=True, pin_memory=pin)  # fmt: skip
-
-
-def torchvision_views(size: int) -> Callable[[Tensor], Tensor]:
-    """Return the recipe of preset simclr, image by image, in torchvision's transforms v2."""
-    from torchvision.transforms import v2
-
-    r = augment.preset("simclr")[0]
-    jitter = v2.ColorJitter(r.brightness, r.contrast, r.saturation, r.hue)
-    return v2.Compose([
-        v2.RandomResizedCrop(size, r.crop_scale, r.crop_ratio, antialias=False),
-        v2.RandomHorizontalFlip(r.flip),
-        v2.RandomApply([jitter], r.jitter),
-        v2.RandomGrayscale(r.grey),
-        v2.RandomApply([v2.GaussianBlur(3, r.blur_sigma)], r.blur),
-        v2.ToDtype(torch.float32, scale=True),
-    ])  # fmt: skip
-
-
-def kornia_views(size: int) -> Callable[[Tensor], Tensor]:
-    """Return the recipe of preset simclr in kornia, which augments a batch at a time."""
-    import kornia.augmentation as K
-
-    r = augment.preset("simclr")[0]
-    return K.AugmentationSequential(
-        K.RandomResizedCrop((size, size), r.crop_scale, r.crop_ratio),
-        K.RandomHorizontalFlip(p=r.flip),
-        K.ColorJiggle(r.brightness, r.contrast, r.saturation, r.hue, p=r.jitter),
-        K.RandomGrayscale(p=r.grey),
-        K.RandomGaussianBlur((3, 3), r.blur_sigma, p=r.blur),
-        data_keys=["input"],
-    )
-
-
 def augmentation(peer: str, n: int, size: int = 32, batch_size: int = 512) -> Comparison:
     """Two views of `n` images: ours a batch at a time; torchvision's in a loader, or kornia's batches."""
-    images = random_images(n, size)
+    images = peers.random_images(n, size)
     draws = engine.generator("cpu", 0, "speed")
 
     def ours() -> None:
@@ -124,9 +62,11 @@ def augmentation(peer: str, n: int, size: int = 32, batch_size: int = 512) -> Co
             augment.two_views(batch, "simclr", draws)
 
     if peer == "torchvision":
-        batches = loader(TwoViews(images, torchvision_views(size)), min(batch_size, n // engine.threads()))
+        batches = peers.loader(
+            peers.TwoViews(images, peers.torchvision_views(size)), min(batch_size, n // engine.threads())
+        )
         return Comparison(f"two views of {n:,} images of {size} pixels", ours, lambda: [None for _ in batches])
-    change = kornia_views(size)
+    change = peers.kornia_views(size)
 
     def theirs() -> None:
         for batch in images.split(batch_size):
@@ -140,39 +80,19 @@ def ssl_epoch(
 ) -> Comparison:
     """One epoch of SimCLR by `pretrain.train`, and the same network in the peer's loop, fed by a loader.
 
-    lightly: its transform and its loss, a forward a view, the default memory format. torchvision: transforms v2, and
-    the rest as ours, so that only the feeding differs.
+    lightly: its transform and its loss, a forward a view, the default memory format, in a process of its own, as it is
+    without ptglab. torchvision: transforms v2, and the rest as ours, so that only the feeding differs.
     """
-    place, images, spec = place or engine.place(), random_images(n, size), pretrain.METHODS["simclr"]
+    place, images = place or engine.place(), peers.random_images(n, size)
     batch_size = min(batch_size, n // engine.threads())
-    networks = [backbones.build("resnet18", width, images, 0) for _ in range(2)]
     # of a long run, for which a GPU would compile
-    ours = pretrain.train(networks[0], images, "simclr", epochs=10_000, batch_size=batch_size, place=place)
-    projector = backbones.projector(networks[1].num_features, spec.hidden, spec.out, spec.layers, 0)
-    model = nn.Sequential(networks[1], projector).to(place.device)
-    if peer == "lightly":
-        from lightly.loss import NTXentLoss
-        from lightly.transforms import SimCLRTransform
-
-        batches = loader(TwoViews(images, SimCLRTransform(size, cj_strength=1.0), as_pil=True), batch_size)
-        criterion = NTXentLoss(**spec.options)
-        forward = lambda views: [model(view.to(place.device, non_blocking=True)) for view in views]  # noqa: E731
-    else:
-        batches, model = loader(TwoViews(images, torchvision_views(size)), batch_size), place.put(model)
-        criterion = partial(spec.loss, **spec.options)
-        forward = lambda views: model(place.batch(torch.cat(views))).chunk(2)  # noqa: E731
-    optimizer = optim.LARS(optim.parameter_groups([model], 0.1, 1e-4), lr=0.1)
-
-    def theirs() -> None:
-        for views in batches:
-            with place.autocast():
-                z1, z2 = forward(views)
-            loss = criterion(z1.float(), z2.float())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-    return Comparison(f"SimCLR epoch, {n:,} images of {size} pixels, width {width}", lambda: next(ours), theirs)
+    backbone = backbones.build("resnet18", width, images, 0)
+    ours = pretrain.train(backbone, images, "simclr", epochs=10_000, batch_size=batch_size, place=place)
+    options = (peer, n, size, width, batch_size, place)
+    alone = ProcessPoolExecutor(1, get_context("spawn"))
+    there = {"torchvision": lambda: peers.run_epoch(*options),
+             "lightly": lambda: alone.submit(peers.run_epoch, *options).result()}  # fmt: skip
+    return Comparison(f"SimCLR epoch, {n:,} images of {size} pixels, width {width}", lambda: next(ours), there[peer])
 
 
 def confident_learning(n: int, k: int) -> Comparison:
@@ -296,7 +216,7 @@ def exponent(sizes: Iterable[float], seconds: Iterable[float]) -> float:
 
 
 def _epoch(n: int, size: int, width: int) -> Callable[[], object]:
-    images = random_images(n, size)
+    images = peers.random_images(n, size)
     backbone = backbones.build("resnet18", width, images, 0)
     options = {"epochs": 10_000, "batch_size": 256, "projection": 64, "place": engine.place("cpu")}
     epochs = pretrain.train(backbone, images, "simclr", **options)

@@ -15,7 +15,7 @@ every_module = pytest.mark.parametrize("module", SOURCES)
 FOUNDATIONS = {"errors", "neighbours", "decode", "folders"}
 LEAVES = {"data", "noise", "augment", "backbones", "losses", "optim", "label_errors", "metrics", "figures", "runs"}
 LOOPS = {"pretrain", "finetune", "predict"}
-ROOMS = {"sweep", "review", "speed"}
+ROOMS = {"sweep", "review", "peers", "speed"}
 MAY_IMPORT = {
     "__init__": set(),
     "errors": set(),
@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "engine": FOUNDATIONS | LEAVES,
     **dict.fromkeys(LOOPS, FOUNDATIONS | LEAVES | {"engine"}),
     **dict.fromkeys(ROOMS, FOUNDATIONS | LEAVES | {"engine"} | LOOPS),
+    "speed": FOUNDATIONS | LEAVES | {"engine", "peers"} | LOOPS,
     "cli": FOUNDATIONS | LEAVES | {"engine"} | LOOPS | ROOMS | {"__version__"},
 }
 HEAVY = {"papermill", "jupyter", "jupyterlab", "jupyter_client", "jupyter_core", "notebook", "ipykernel", "ipywidgets",

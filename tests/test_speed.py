@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ptglab import augment, backbones, engine, speed
+from ptglab import backbones, engine, peers, speed
 
 
 @pytest.mark.parametrize("name", speed.COMPARISONS)
@@ -78,7 +78,7 @@ def test_flops_of_a_network_counted_by_hand():
 
     stem = 2 * 5 * 3 * 9 * 8 * 8  # 3 to 5 channels, 3 x 3, on 8 x 8 pixels
     assert speed.flops(Small(nn.Conv2d(3, 5, 3, padding=1, bias=False), nn.Linear(5, 7)), 8) == 2 * stem + 3 * 2 * 5 * 7
-    resnet = backbones.build("resnet18", 16, speed.random_images(2), 0)
+    resnet = backbones.build("resnet18", 16, peers.random_images(2), 0)
     assert speed.flops(resnet, 32) == pytest.approx(3 * 2 * 0.556e9 / 16, rel=0.03)  # 0.556 GMAC at a width of 64
 
 
@@ -88,23 +88,3 @@ def test_peak_is_a_rate_no_product_exceeds():
     a = torch.rand(512, 512)
     assert 1e8 < rate < 1e14
     assert 2 * 512**3 / speed.timed(lambda: [a @ a for _ in range(10)]) * 10 < 1.5 * rate
-
-
-@pytest.mark.parametrize("peer", [speed.torchvision_views, speed.kornia_views])
-def test_peers_make_views_like_ours(peer):
-    """The mean of the views, and where brightness means the same (in kornia it is added), their spread too."""
-    yy, xx = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
-    picture = torch.stack([8 * xx, 8 * yy, 255 - 4 * (xx + yy)]).to(torch.uint8)
-    images = picture.expand(400, 3, 32, 32).contiguous()
-    ours = augment.two_views(images, "simclr", torch.Generator().manual_seed(0))[0]
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(0)
-        change = peer(32)
-        batched = peer is speed.kornia_views
-        theirs = change(images.float() / 255) if batched else torch.stack([change(image) for image in images])
-    assert theirs.shape == ours.shape
-    assert theirs.mean().item() == pytest.approx(ours.mean().item(), rel=0.1)
-    if not batched:
-        for spread in (lambda v: v.std((1, 2, 3)).mean(), lambda v: v.mean((1, 2, 3)).std()):
-            assert spread(theirs).item() == pytest.approx(spread(ours).item(), rel=0.15)

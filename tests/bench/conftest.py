@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+
+from ptglab import figures
 
 lines = pytest.StashKey[list]()
 
@@ -30,4 +33,17 @@ def pytest_terminal_summary(terminalreporter, config):
     folder = Path("runs/bench")
     folder.mkdir(parents=True, exist_ok=True)
     frame.to_csv(folder / "speed.csv", index=False)
-    terminalreporter.write_line(f"kept in {folder / 'speed.csv'}")
+    draw(frame, folder / "speed.png")
+    terminalreporter.write_line(f"kept in {folder / 'speed.csv'}, drawn in {folder / 'speed.png'}")
+
+
+def draw(frame: pd.DataFrame, path: Path) -> None:
+    """Draw the ratios of `speed.csv`."""
+    figures.style()
+    figure = Figure(figsize=(9, 4.2))
+    ax = figure.add_subplot()
+    ranges = frame[["ratio", "lowest_ratio", "highest_ratio"]].to_numpy().T
+    figures.ratios(ax, list(frame["work"] + " / " + frame["package"]), *ranges)
+    ax.set_title("How many times faster than the peer, on the same work", loc="left")
+    figures.caption(figure, on=frame["device"][0], torch=frame["torch_version"][0], commit=frame["commit"][0])
+    figure.savefig(path, dpi=150, bbox_inches="tight")
