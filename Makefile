@@ -34,7 +34,7 @@ test: .venv/installed
 
 bench: .venv/installed
 	@echo "==> ours beside the peers, into runs/bench"
-	$(BIN)/python -m pytest -m bench --benchmark-columns=min,median,max tests/bench
+	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m pytest -m bench --benchmark-columns=min,median,max tests/bench
 
 lab: .venv/installed
 	@echo "==> opening JupyterLab; stop it with Ctrl-C"

@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -378,3 +379,27 @@ def test_evaluate_in_bfloat16_returns_float32():
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, linear(features).detach(), rtol=0.05, atol=0.05)
     assert not torch.equal(found, linear(features))
+
+
+FAULTS = """
+import resource, sys
+from ptglab import engine
+import torch
+if sys.argv[1] == "placed":
+    engine.place("cpu")
+torch.ones(12_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(12_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep memory in their own ways")
+def test_freed_memory_serves_the_next_array():
+    """Of ten arrays of 48 MB, one after the other, only the first is fetched from the system, 4 KB at a time."""
+    pages = [
+        int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("placed", "as it is")
+    ]
+    assert pages[0] < 1000 < 10_000 < pages[1]

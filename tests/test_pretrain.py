@@ -118,13 +118,25 @@ def test_resumed_run_equals_uninterrupted_to_the_bit(some, fresh, cpu, tmp_path,
     assert not list(pretrain.train(fresh(), some.images, method, **options, checkpoint=tmp_path / "halved"))  # finished
 
 
-@pytest.mark.parametrize("schedule, epochs, small", [("full", 5, 0), ("short", 5, 3), ("short", 4, 3), ("short", 1, 1)])
-def test_short_schedule_begins_with_small_views(some, fresh, cpu, schedule, epochs, small):
-    """Of 3/4 of the side, in the first 60 % of the epochs; the network is shown both views of a batch at once."""
+@pytest.mark.parametrize(
+    "method, schedule, epochs, small",
+    [
+        ("simclr", "full", 5, 0),
+        ("simclr", "short", 5, 3),
+        ("simclr", "short", 4, 3),
+        ("simclr", "short", 1, 1),
+        ("barlow_twins", "short", 5, 0),
+    ],
+)
+def test_short_schedule_begins_with_small_views(some, fresh, cpu, method, schedule, epochs, small):
+    """Of 3/4 of the side, in the first 60 % of the epochs; the network is shown both views of a batch at once.
+
+    Barlow Twins keeps to full ones.
+    """
     backbone, shown = fresh(width=2), []
     backbone.register_forward_pre_hook(lambda module, inputs: shown.append(inputs[0].shape))
     options = SMALL | {"place": cpu, "schedule": schedule}
-    list(pretrain.train(backbone, some.images[:64], "simclr", epochs=epochs, **options))
+    list(pretrain.train(backbone, some.images[:64], method, epochs=epochs, **options))
     sides = [12] * 2 * small + [16] * 2 * (epochs - small)  # two steps an epoch
     assert shown == [(64, 1, side, side) for side in sides]
 
