@@ -113,7 +113,7 @@ CPU_SHARE = Path("/sys/fs/cgroup/cpu.max")
 def _keep_memory() -> None:
     """Have the C library, if it is glibc, keep freed memory for the next array.
 
-    By itself it gives blocks of 32 MB and more back at once, and they come again page by page for the next layer.
+    By itself it gives large blocks back at once, and they come again page by page for the next layer.
     """
     try:
         c = ctypes.CDLL(None)
