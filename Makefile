@@ -1,6 +1,6 @@
 # make demo      the whole story on embedded digits, in a few minutes
 # make test      every test
-# make bench     ours beside the peers, on the same work in the same run (a quarter of an hour)
+# make bench     ours beside the peers, on the same work in the same run
 # make lab       JupyterLab with the notebooks
 # make figures   the demo, and the README's pictures and figures from it
 # Each makes .venv by itself and installs again only when pyproject.toml has changed.

@@ -5,8 +5,8 @@ The rooms are modules; import the one you need: `from ptglab import data, noise,
 
 import os
 
-# Before torch is first imported: its threads soon sleep while they wait, instead of spinning for milliseconds. Alone
-# that costs nothing; without it, two processes on the same cores slow each other many times over.
+# Before torch is first imported: its threads soon sleep while they wait, instead of spinning for milliseconds, by which
+# two processes on the same cores would slow each other many times over.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ptglab import runs
+from ptglab import runs, speed
 from ptglab.errors import InputError
 
 with warnings.catch_warnings():
@@ -119,3 +119,13 @@ def test_quickstart_tells_the_story(tmp_path):
     assert len(results) == 3 * 2 * 5
     assert set(results["init"]) == {"scratch", "simclr", "barlow_twins"}
     assert len(list((tmp_path / "demo" / "figures").glob("*.png"))) == 9
+
+
+def test_speed_is_measured_and_drawn(tmp_path):
+    """Everything at its smallest; lightly's epoch runs in a process of its own, started from the kernel."""
+    execute("08_speed", tmp_path, subset=128, width=4, epochs=1, batch_size=32, scale=0.0001, largest=2500)
+    figures = tmp_path / "runs" / "08_speed" / "figures"
+    assert {path.stem for path in figures.glob("*.png")} == {"views", "step", "profile", "speed", "cost", "schedules"}
+    lines = pd.read_csv(figures / "speed.csv")
+    assert list(lines["name"]) == list(speed.COMPARISONS) and (lines[["ours", "peer", "ratio"]] > 0).all(axis=None)
+    assert set(pd.read_csv(figures / "cost.csv")["work"]) >= {"SSL epoch", "linear heads", "pixels a side"}
