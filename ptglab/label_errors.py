@@ -3,19 +3,21 @@
 No detector sees a true label. `probs` must be out of fold: a network that saw a label vouches for it.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numba import njit
 from sklearn.neural_network import MLPClassifier
 
 from ptglab import neighbours
 from ptglab.errors import InputError, one_of
 
 TIE = 1e-6  # probabilities closer than this count as equal
-BLOCK_ELEMENTS = 1 << 20  # probabilities worked on at a time, so that they stay in the processor's cache
+PARTS = 4  # of the rows that each thread takes, so that none waits long for another
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def confident_learning(labels: np.ndarray, probs: np.ndarray) -> Suspects:
     """
     read = _read(labels, probs)
     doubtful = read.own < read.largest - TIE
-    guess = _confident(probs, _class_means(labels, read.own, probs.shape[1]), read, doubtful)
+    guess = _confident(probs, _class_means(labels, read.own, probs.shape[1]), read.best, doubtful)
     flagged = doubtful & (guess >= 0) & (guess != labels)
     return _suspects(labels, probs, read.own, flagged, read.best)
 
@@ -168,7 +170,7 @@ def class_thresholds(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
 def confident_class(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
     """Return int64 [N]: the class each row confidently belongs to, -1 for none; see `confident_learning`."""
     read = _read(labels, probs)
-    return _confident(probs, _class_means(labels, read.own, probs.shape[1]), read, np.ones(len(labels), bool))
+    return _confident(probs, _class_means(labels, read.own, probs.shape[1]), read.best, np.ones(len(labels), bool))
 
 
 def neighbour_votes(labels: np.ndarray, features: np.ndarray, num_classes: int, k: int) -> np.ndarray:
@@ -183,7 +185,9 @@ def _suspects(
     """Suggest the most probable class `best`, and for a flagged label the most probable other one."""
     itself = np.flatnonzero(flagged & (best == labels))
     suggested = best.copy()
-    suggested[itself] = _others(labels[itself], probs[itself]).argmax(1)
+    others = probs[itself]
+    others[np.arange(len(itself)), labels[itself]] = -np.inf
+    suggested[itself] = others.argmax(1)
     return Suspects(score.astype(np.float32), flagged, suggested)
 
 
@@ -197,85 +201,99 @@ class _Read:
 
 
 def _read(labels: np.ndarray, probs: np.ndarray) -> _Read:
-    """Go through `probs` once, and raise InputError if a value is not finite."""
-    read = _Read(*(np.empty(len(probs), kind) for kind in (probs.dtype, probs.dtype, np.int64)))
-
-    def fill(rows: slice) -> bool:
-        block = probs[rows]
-        read.best[rows] = block.argmax(1)
-        read.largest[rows], read.own[rows] = _own(read.best[rows], block), _own(labels[rows], block)
-        with np.errstate(invalid="ignore"):  # inf - inf
-            return np.isfinite(block.sum())
-
-    if not all(_in_threads(fill, _parts(len(probs), probs.shape[1]))):
+    """Find what the detectors ask of each row, and raise InputError if a value is not finite."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, that it could write to a read-only array; nobody does
+        tensor = torch.from_numpy(np.ascontiguousarray(probs))
+    if not tensor.sum().isfinite():
         raise InputError("probs holds values that are not finite")
-    return read
+    largest = tensor.amax(1).numpy()
+    own, best = np.empty_like(largest), np.empty(len(probs), np.int64)
+    _in_threads(_read_rows, labels, probs, largest, own, best)
+    return _Read(own, largest, best)
+
+
+@njit(nogil=True)
+def _read_rows(labels, probs, largest, own, best):
+    """Fill in own and best."""
+    for i in range(len(labels)):
+        row, first = probs[i], len(probs[i])
+        for j in range(len(row)):
+            first = min(first, j if row[j] == largest[i] else len(row))
+        own[i], best[i] = row[labels[i]], first
+
+
+def _largest_other(labels: np.ndarray, probs: np.ndarray, read: _Read) -> np.ndarray:
+    """Return the largest probability of each row but its label's."""
+    other = read.largest.copy()
+    _in_threads(_search_others, labels, probs, read.best, other)
+    return other
+
+
+@njit(nogil=True)
+def _search_others(labels, probs, best, other):
+    """Fill in other where the label is the most probable class."""
+    for i in range(len(labels)):
+        if best[i] == labels[i]:
+            other[i] = -np.inf
+            for j in range(probs.shape[1]):
+                if j != labels[i]:
+                    other[i] = max(other[i], probs[i, j])
 
 
 def _class_means(labels: np.ndarray, own: np.ndarray, num_classes: int) -> np.ndarray:
     """Return [K]: the mean of `own` [N] over the rows of each label, infinite where there is none."""
-    sizes = np.bincount(labels, minlength=num_classes)
-    order = np.argsort(labels.astype(np.min_scalar_type(num_classes)), kind="stable")  # a small type sorts by counting
-    classes = np.split(own[order], np.cumsum(sizes)[:-1])
+    ends = np.bincount(labels, minlength=num_classes).cumsum()
+    classes = np.split(_grouped(labels, own, np.append(0, ends)), ends[:-1])
     return np.array([max(values.mean(), 2 * TIE) if len(values) else np.inf for values in classes], own.dtype)
 
 
-def _confident(probs: np.ndarray, thresholds: np.ndarray, read: _Read, asked: np.ndarray) -> np.ndarray:
-    """Return int64 [N]: see `confident_class`; anything where not `asked`, bool [N].
+@njit(nogil=True)
+def _grouped(labels, values, starts):
+    """Return `values` class by class, in order within each; class j goes to starts[j] and on."""
+    grouped, place = np.empty_like(values), starts.copy()
+    for i in range(len(labels)):
+        grouped[place[labels[i]]] = values[i]
+        place[labels[i]] += 1
+    return grouped
 
-    Where the most probable class reaches its threshold it is the answer, alone or as the most probable of several;
-    only the other rows are looked at whole.
-    """
+
+def _confident(probs: np.ndarray, thresholds: np.ndarray, best: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Return int64 [N]: see `confident_class`; the most probable class where not `asked`, bool [N]."""
+    guess = best.copy()
     least = thresholds - probs.dtype.type(TIE)
-    guess = read.best.copy()
-    rest = np.flatnonzero(asked & (read.largest < least[read.best]))
-
-    def fill(part: slice) -> None:
-        rows = rest[part]
-        reached = probs[rows] >= least
-        first = reached.argmax(1)
-        one = _own(first, reached)
-        reached[np.arange(len(rows)), first] = False
-        guess[rows] = np.where(one, np.where(reached.any(1), read.best[rows], first), -1)
-
-    _in_threads(fill, _parts(len(rest), probs.shape[1]))
+    _in_threads(lambda *rows: _confident_rows(least, *rows), probs, guess, asked)
     return guess
 
 
-def _parts(rows: int, width: int) -> Iterator[slice]:
-    """Split `rows` rows of `width` values into blocks that stay in the processor's cache."""
-    step = max(1, BLOCK_ELEMENTS // max(1, width))
-    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+@njit(nogil=True)
+def _confident_rows(least, probs, guess, asked):
+    """Put the only class that reaches its `least` in the place of a most probable one that does not, or else -1.
+
+    Where the most probable class reaches its own it is the answer, alone or as the most probable of several.
+    """
+    for i in range(len(guess)):
+        if asked[i] and probs[i, guess[i]] < least[guess[i]]:
+            row, reached = probs[i], 0
+            for j in range(len(row)):
+                reached += row[j] >= least[j]
+            if reached == 0:
+                guess[i] = -1
+            elif reached == 1:
+                guess[i] = 0
+                while row[guess[i]] < least[guess[i]]:
+                    guess[i] += 1
 
 
-def _in_threads(function: Callable[[slice], object], parts: Iterable[slice]) -> list:
-    """Return `function` of each part; NumPy lets threads work side by side."""
+def _in_threads(function: Callable, *arrays: np.ndarray) -> list:
+    """Return `function` of each part of `arrays`, a few rows of all at a time; compiled code runs side by side."""
+    parts = zip(*(np.array_split(array, PARTS * torch.get_num_threads()) for array in arrays), strict=True)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return list(pool.map(function, parts))
+        return list(pool.map(lambda rows: function(*rows), parts))
 
 
 def _own(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
     return probs[np.arange(len(labels)), labels]
-
-
-def _others(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
-    """Return a copy of `probs` in which the label's own probability is -inf."""
-    others = np.array(probs)
-    others[np.arange(len(labels)), labels] = -np.inf
-    return others
-
-
-def _largest_other(labels: np.ndarray, probs: np.ndarray, read: _Read) -> np.ndarray:
-    """Return the largest probability of each row but its label's: only where that is the largest is there a search."""
-    other = read.largest.copy()
-    itself = np.flatnonzero(read.best == labels)
-
-    def fill(part: slice) -> None:
-        rows = itself[part]
-        other[rows] = _others(labels[rows], probs[rows]).max(1)
-
-    _in_threads(fill, _parts(len(itself), probs.shape[1]))
-    return other
 
 
 def _plant(labels: np.ndarray, probs: np.ndarray, draws: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -328,13 +328,13 @@ def assert_same(ours: Suspects, expected: Suspects, atol: float = 0):
 
 
 @every_detector
-def test_blocks_and_threads_of_any_number_give_the_same(monkeypatch, name, problem):
-    """A row at a time, a few with a short block at the end, or all."""
+def test_any_number_of_threads_and_parts_gives_the_same(monkeypatch, name, problem):
+    """All rows at once, a few with a short part at the end, or parts of one row and of none."""
     expected, threads = detect(name, **problem), torch.get_num_threads()
     try:
-        for number, elements in ((1, 1), (2, 777), (3, 500)):
+        for number, parts in ((1, 1), (3, 11), (2, 90)):
             torch.set_num_threads(number)
-            monkeypatch.setattr(label_errors, "BLOCK_ELEMENTS", elements)
+            monkeypatch.setattr(label_errors, "PARTS", parts)
             assert_same(detect(name, **problem), expected)
     finally:
         torch.set_num_threads(threads)
@@ -365,12 +365,10 @@ def test_probabilities_may_lie_in_memory_as_they_like(tmp_path, name, layout, pr
     assert_same(detect(name, **problem | {"probs": same}), detect(name, **problem), 1e-3 * (name == "auxiliary"))
 
 
-@pytest.mark.parametrize("elements", [6, 1 << 20], ids=["a_row_a_block", "one_block"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", [name for name, detector in DETECTORS.items() if "probs" in detector.needs])
-def test_what_is_not_finite_is_refused_wherever_it_stands(monkeypatch, name, value, elements):
+def test_what_is_not_finite_is_refused_wherever_it_stands(name, value):
     """In the first row or the last, in the given class, another, or one (the last) that nobody is labelled as."""
-    monkeypatch.setattr(label_errors, "BLOCK_ELEMENTS", elements)
     labels, features = np.arange(30) % 5, np.random.default_rng(0).normal(size=(30, 4))
     for row, column in ((0, 0), (0, 1), (0, 5), (17, 2), (17, 5), (29, 4), (29, 0), (29, 5)):
         probs = np.full((30, 6), 1 / 6, np.float32)
