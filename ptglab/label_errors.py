@@ -100,7 +100,7 @@ def confident_learning(labels: np.ndarray, probs: np.ndarray) -> Suspects:
     """
     read = _read(labels, probs)
     doubtful = read.own < read.largest - TIE
-    guess = _confident(probs, _class_means(labels, read.own, probs.shape[1]), read.best, doubtful)
+    guess = _confident(probs, _class_means(labels, read.own, probs.shape[1]), read, doubtful)
     flagged = doubtful & (guess >= 0) & (guess != labels)
     return _suspects(labels, probs, read.own, flagged, read.best)
 
@@ -170,7 +170,7 @@ def class_thresholds(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
 def confident_class(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
     """Return int64 [N]: the class each row confidently belongs to, -1 for none; see `confident_learning`."""
     read = _read(labels, probs)
-    return _confident(probs, _class_means(labels, read.own, probs.shape[1]), read.best, np.ones(len(labels), bool))
+    return _confident(probs, _class_means(labels, read.own, probs.shape[1]), read, np.ones(len(labels), bool))
 
 
 def neighbour_votes(labels: np.ndarray, features: np.ndarray, num_classes: int, k: int) -> np.ndarray:
@@ -188,7 +188,7 @@ def _suspects(
     others = probs[itself]
     others[np.arange(len(itself)), labels[itself]] = -np.inf
     suggested[itself] = others.argmax(1)
-    return Suspects(score.astype(np.float32), flagged, suggested)
+    return Suspects(score.astype(np.float32, copy=False), flagged, suggested)
 
 
 @dataclass(frozen=True)
@@ -258,22 +258,25 @@ def _grouped(labels, values, starts):
     return grouped
 
 
-def _confident(probs: np.ndarray, thresholds: np.ndarray, best: np.ndarray, asked: np.ndarray) -> np.ndarray:
+def _confident(probs: np.ndarray, thresholds: np.ndarray, read: _Read, asked: np.ndarray) -> np.ndarray:
     """Return int64 [N]: see `confident_class`; the most probable class where not `asked`, bool [N]."""
-    guess = best.copy()
+    guess = read.best.copy()
     least = thresholds - probs.dtype.type(TIE)
-    _in_threads(lambda *rows: _confident_rows(least, *rows), probs, guess, asked)
+    _in_threads(lambda *rows: _confident_rows(least, *rows), probs, read.largest, guess, asked)
     return guess
 
 
 @njit(nogil=True)
-def _confident_rows(least, probs, guess, asked):
+def _confident_rows(least, probs, largest, guess, asked):
     """Put the only class that reaches its `least` in the place of a most probable one that does not, or else -1.
 
     Where the most probable class reaches its own it is the answer, alone or as the most probable of several.
     """
+    lowest = least.min()
     for i in range(len(guess)):
-        if asked[i] and probs[i, guess[i]] < least[guess[i]]:
+        if asked[i] and largest[i] < lowest:
+            guess[i] = -1
+        elif asked[i] and largest[i] < least[guess[i]]:
             row, reached = probs[i], 0
             for j in range(len(row)):
                 reached += row[j] >= least[j]
