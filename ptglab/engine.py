@@ -3,6 +3,9 @@
 import ctypes
 import math
 import os
+import shutil
+import sys
+import sysconfig
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +25,8 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 RESIDENT_SHARE = 0.5  # of a GPU's free memory that images may take; the rest is for the network
-COMPILE_FROM = 2000  # steps on a GPU that pay back the minute or so that compiling costs
+COMPILE_FROM = 2000  # steps that pay back what compiling costs: half a minute on two CPU cores
+COMPILERS = {"cpu": ("CXX", "g++"), "cuda": ("CC", "gcc")}  # what torch.compile calls: variable, default
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,8 @@ def place(device: str = "auto", precision: str = "auto", compile_from: float | N
     """Choose where to run: `auto` is CUDA with bfloat16 where there is a GPU, otherwise the CPU with float32.
 
     `compile_from` is the number of training steps from which network and augmentation are compiled; by default
-    COMPILE_FROM on CUDA, and never on a CPU, where convolutions are most of the work and compiling leaves them as they
-    are. Sets the number of CPU threads to `threads()`, and has the C library keep freed memory for the next array.
+    COMPILE_FROM where there is a compiler, and never elsewhere. Sets the number of CPU threads to `threads()`, and has
+    the C library keep freed memory for the next array.
     Raises InputError for a device that is not there or an unknown precision.
     """
     if device == "auto":
@@ -82,7 +86,7 @@ def place(device: str = "auto", precision: str = "auto", compile_from: float | N
     if precision == "auto":
         precision = "bfloat16" if on_gpu else "float32"
     if compile_from is None:
-        compile_from = COMPILE_FROM if on_gpu else math.inf
+        compile_from = COMPILE_FROM if _can_compile(chosen.type) else math.inf
     if torch.get_num_threads() != threads():
         torch.set_num_threads(threads())
     _keep_memory()
@@ -126,9 +130,16 @@ def _keep_memory() -> None:
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
+def _can_compile(kind: str) -> bool:
+    """Whether there is the C compiler, on Linux, with Python's headers, that torch.compile needs for this device."""
+    variable, default = COMPILERS[kind]
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return sys.platform == "linux" and bool(shutil.which(os.environ.get(variable, default))) and headers.exists()
+
+
 @cache
 def _compiled(function: Callable) -> Callable:
-    return torch.compile(function)
+    return torch.compile(function, dynamic=False)  # kernels for any size would gain nothing on a CPU
 
 
 def forward(module: nn.Module, x: Tensor) -> Tensor:

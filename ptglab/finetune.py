@@ -68,8 +68,8 @@ def train(
         batch_size += 1
     steps = engine.steps_per_epoch(len(rows), batch_size, drop_last=False)
     warmup = steps * min(5, max(1, epochs // 10))
-    through_backbone = (epochs - first) * steps * bool(backbone_rate)
-    forward, change = (place.compiled(f, through_backbone) for f in (engine.forward, augment.apply))
+    plain = engine.forward, augment.apply  # for the smaller last batch, too
+    compiled = [place.compiled(f, epochs * steps * bool(backbone_rate)) for f in plain]
 
     for epoch in range(first, epochs):
         start, (total, right) = time.perf_counter(), torch.zeros(2, device=place.device)
@@ -81,6 +81,7 @@ def train(
         for i, (index, x) in enumerate(engine.fetched(inputs, batches, place.device)):
             optim.set_learning_rate(optimizer, optim.warmup_cosine(epoch * steps + i, epochs * steps, warmup))
             index = index.to(place.device, non_blocking=True)
+            forward, change = compiled if len(index) == batch_size else plain
             y = labels[index]
             x = augment.weak(x, augmentation, draws, change) if augmentation else engine.unit(x)
             with place.autocast(), torch.set_grad_enabled(bool(backbone_rate)):

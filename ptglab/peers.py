@@ -9,6 +9,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ptglab import augment, backbones, engine, optim, pretrain
 
+EPOCHS = 800  # of the run an epoch is taken from: long enough to be compiled
+
 
 def random_images(n: int, size: int = 32, channels: int = 3, seed: int = 0) -> Tensor:
     """Return uint8 noise [n, channels, size, size]: what is in an image changes no time."""
@@ -95,7 +97,8 @@ def epoch(peer: str, n: int, size: int, width: int, batch_size: int, place: engi
     else:
         batches, model = loader(TwoViews(images, torchvision_views(size)), batch_size), place.put(model)
         criterion = partial(spec.loss, **spec.options)
-        forward = lambda views: model(place.batch(torch.cat(views))).chunk(2)  # noqa: E731
+        compiled = place.compiled(engine.forward, EPOCHS * len(batches))
+        forward = lambda views: compiled(model, place.batch(torch.cat(views))).chunk(2)  # noqa: E731
     optimizer = optim.LARS(optim.parameter_groups([model], 0.1, 1e-4), lr=0.1)
 
     def theirs() -> None:

@@ -100,7 +100,7 @@ def train(
     rows = torch.arange(len(images), device=images.device)
     steps = engine.steps_per_epoch(len(rows), batch_size, drop_last=True)
     warmup = steps * min(10, max(1, epochs // 10))
-    forward, change = (place.compiled(f, (epochs - first) * steps) for f in (engine.forward, augment.apply))
+    forward, change = (place.compiled(f, epochs * steps) for f in (engine.forward, augment.apply))
 
     for epoch in range(first, epochs):
         start, total = time.perf_counter(), torch.zeros((), device=place.device)

@@ -3,8 +3,10 @@
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import sysconfig
 import threading
 from types import SimpleNamespace
 
@@ -140,8 +142,9 @@ def compilations(monkeypatch):
     """Every function torch.compile was asked to compile; what it returns is told apart by its name alone."""
     asked = []
 
-    def compile(function):
+    def compile(function, dynamic):
         asked.append(function)
+        assert dynamic is False
         return lambda *args: ("compiled", function(*args))
 
     monkeypatch.setattr(torch, "compile", compile)
@@ -163,18 +166,20 @@ def test_compiled_from_enough_steps_on_and_once(compilations):
 
 
 @pytest.mark.parametrize(
-    "number, device, options, steps",
+    "device, there, options, steps",
     [
-        (0, "cpu", {}, math.inf),
-        (2, "cpu", {}, math.inf),
-        (2, "auto", {}, engine.COMPILE_FROM),
-        (2, "cuda:1", {"compile_from": 7}, 7),
-        (2, "cuda", {"compile_from": 0}, 0),
-        (0, "cpu", {"compile_from": 0}, 0),
+        ("cpu", ["g++"], {}, engine.COMPILE_FROM),
+        ("cpu", ["gcc"], {}, math.inf),
+        ("auto", ["gcc"], {}, engine.COMPILE_FROM),
+        ("auto", [], {}, math.inf),
+        ("cuda:1", ["gcc"], {"compile_from": 7}, 7),
+        ("cpu", [], {"compile_from": 0}, 0),
     ],
 )
-def test_only_a_gpu_compiles_unless_asked(gpus, compilations, number, device, options, steps):
-    gpus(number)
+def test_compiles_long_runs_where_there_is_a_compiler(gpus, compilations, monkeypatch, device, there, options, steps):
+    gpus(2)
+    monkeypatch.delenv("CC", raising=False), monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: name if name in there else None)
     place = engine.place(device, **options)
     assert place.compile_from == steps
 
@@ -183,6 +188,17 @@ def test_only_a_gpu_compiles_unless_asked(gpus, compilations, number, device, op
 
     assert place.compiled(function, min(steps, 10**12) - 1) is function and not compilations
     assert (place.compiled(function, 10**12) is function) == (steps == math.inf)
+
+
+def test_does_not_compile_without_headers_or_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "mine")
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == "mine" else None)
+    assert engine.place("cpu").compile_from == engine.COMPILE_FROM
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "darwin")
+        assert engine.place("cpu").compile_from == math.inf
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    assert engine.place("cpu").compile_from == math.inf
 
 
 def test_a_cpu_keeps_tensors_as_they_are(cpu):

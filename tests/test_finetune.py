@@ -285,6 +285,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(few, cpu, network, tmp_path, 
     assert list(records(network(), checkpoint=path)) == []  # nothing is left to do
 
 
+@pytest.mark.parametrize(("mode", "epochs", "batches"), [("full", 2, 4), ("full", 1, 0), ("linear", 9, 0)])
+def test_whole_batches_are_compiled_in_long_runs_of_the_backbone(few, network, monkeypatch, mode, epochs, batches):
+    """70 rows in batches of 32, 32 and 6: the last has another size, for which code would be compiled again."""
+    sizes = []
+
+    def compiled(function):
+        return lambda *args: sizes.append((function.__name__, len(args[-1]))) or function(*args)
+
+    monkeypatch.setattr(engine, "_compiled", compiled)
+    options = dict(epochs=epochs, batch_size=32, validation=0, place=engine.place("cpu", compile_from=6))
+    list(finetune.train(*network(), few.images[:70], few.labels_given[:70], mode=mode, **options))
+    assert sizes == [("forward", 32)] * batches
+
+
 def test_draws_depend_on_the_seed_alone(few, cpu, network):
     def weights(seed: int, elsewhere: int) -> list[torch.Tensor]:
         torch.manual_seed(elsewhere)

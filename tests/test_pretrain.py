@@ -118,6 +118,22 @@ def test_resumed_run_equals_uninterrupted_to_the_bit(some, fresh, cpu, tmp_path,
     assert not list(pretrain.train(fresh(), some.images, method, **options, checkpoint=tmp_path / "halved"))  # finished
 
 
+def test_a_resumed_run_is_compiled_if_the_whole_run_was(some, fresh, tmp_path, monkeypatch):
+    """Though what is left of it is too short: rounding is another in compiled code."""
+    used = []
+    monkeypatch.setattr(engine, "_compiled", lambda function: lambda *args: used.append(function) or function(*args))
+    steps = len(some.images) // 32  # an epoch's
+    for enough, expected in ((2 * steps, steps), (2 * steps + 1, 0)):
+        options = SMALL | dict(
+            epochs=2, place=engine.place("cpu", compile_from=enough), checkpoint=tmp_path / str(enough)
+        )
+        for _ in range(2):
+            used.clear()
+            run = pretrain.train(fresh(), some.images, "simclr", **options)
+            next(run), run.close()
+            assert used.count(engine.forward) == expected
+
+
 @pytest.mark.parametrize(
     "method, schedule, epochs, small",
     [
