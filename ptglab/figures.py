@@ -11,7 +11,7 @@ from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 INK, MUTED = "#222222", "#767676"
 # scratch, then the ways of pre-training; orange is kept for what is wrong
@@ -194,17 +194,19 @@ def ratios(ax: Axes, names: Sequence[str], ratio: np.ndarray, lowest: np.ndarray
 
 
 def scaling(ax: Axes, series: Mapping[str, tuple], xlabel: str) -> Axes:
-    """Draw {name: (size [S], seconds [S])} on logarithmic axes, each name beside the end of its line."""
+    """Draw {name: (size [S], seconds [S])} on logarithmic axes."""
     ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel="seconds")
-    ends = []
     for i, (name, (size, seconds)) in enumerate(series.items()):
-        tint = OTHERS[i % len(OTHERS)]
-        ax.plot(size, seconds, color=tint, marker="os^Dv"[i % 5], linestyle=STYLES[i % len(STYLES)], linewidth=2)
-        ends.append((seconds[-1], size[-1], name, tint))
-    ticks = sorted({round(x) for _, (size, _) in series.items() for x in size})
+        tint, line = OTHERS[i % len(OTHERS)], STYLES[i % len(STYLES)]
+        ax.plot(size, seconds, color=tint, marker="os^Dv"[i % 5], linestyle=line, linewidth=2, label=name)
+    ticks = sorted({round(x) for size, _ in series.values() for x in size})
     ax.set_xticks(ticks, [f"{x:,}" for x in ticks], minor=False)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high * (high / low) ** (len(series) / 25))  # room for the legend
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    ax.yaxis.set_major_formatter("{x:g}")
     ax.minorticks_off()
-    _label_ends(ax, ends)
+    ax.legend(loc="upper left", frameon=False, fontsize=9)
     return _plain(ax)
 
 

@@ -104,3 +104,15 @@ def test_long_captions_break_at_the_arrow():
     figures.gallery(axes, np.zeros((2, 1, 4, 4), np.uint8), ["truck → “automobile”", "cat → “dog”"])
     assert axes[0].get_title() == "truck\n→ “automobile”" and axes[1].get_title() == "cat\n→ “dog”"
     plt.close(figure)
+
+
+@pytest.mark.parametrize("slowest, ticks", [(0.9, ["0.1", "0.2", "0.5", "1"]), (90, ["0.1", "1", "10", "100"])])
+def test_scaling_has_ticks_within_a_decade_and_over_many(ax, slowest, ticks):
+    sizes = [16, 32, 200_000]
+    figures.scaling(ax, {"epoch": (sizes, [0.12, 0.3, slowest]), "views": (sizes[:2], [0.11, 0.2])}, "pixels a side")
+    ax.figure.canvas.draw()
+    low, high = ax.get_ylim()
+    shown = [t.get_text() for t in ax.get_yticklabels() if low <= t.get_position()[1] <= high]
+    assert set(shown) <= set(ticks) and len(shown) >= 3
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["16", "32", "200,000"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["epoch", "views"]
