@@ -82,29 +82,36 @@ class ImageSet:
 
 
 def load(
-    source: str | Path, split: str = "train", labels: str | None = None, image_size: int | None = None
+    source: str | Path,
+    split: str = "train",
+    labels: str | None = None,
+    image_size: int | None = None,
+    at_most: int | None = None,
 ) -> ImageSet:
     """Load the images and labels of `source`.
 
     source: a name of NAMES; a parquet file or folder in the Hugging Face image layout; a folder with one sub-folder a
     class, or a flat one with a CSV `id,label`; a folder of either kind may hold `train` and `test`.
     labels: the column that is *given*; `label` beside it is then the truth. Without it the column is `label`, and the
-    truth is known for the names only, whose labels count as true. image_size: resize to this square.
+    truth is known for the names only, whose labels count as true. image_size: resize to this square; at_most: to this
+    one, what has more pixels a side. The id of an image in a folder is its path relative to `source`.
     Raises InputError, in one line, for whatever cannot be loaded.
     """
     source, labels = str(source), None if labels in (None, "", "label") else labels
-    if image_size is not None and image_size < 4:
-        raise InputError(f"image_size is {image_size}; it must be at least 4")
+    if min(image_size or 4, at_most or 4) < 4:
+        raise InputError(f"image_size is {image_size or at_most}; it must be at least 4")
     one_of(f"split of {source}", split, splits(source))
     if source == "digits":
         image_set = _digits(split, labels)
     elif source in TORCHVISION:
         image_set = _torchvision(source, split, labels)
     elif files := _parquet_files(Path(source), split):
-        return _parquet(files, labels, image_size)
+        return _parquet(files, labels, image_size, at_most)
     else:
-        return _folder(split_folders(Path(source)), split, labels, image_size)
-    if image_size is not None:
+        return _folder(Path(source), split, labels, image_size, at_most)
+    if at_most and max(image_set.images.shape[2:]) > at_most:
+        image_size = image_size or at_most
+    if image_size:
         image_set = replace(image_set, images=_resize(image_set.images, image_size))
     return image_set
 
@@ -218,7 +225,7 @@ def _parquet_files(path: Path, split: str) -> list[Path]:
     return []
 
 
-def _parquet(files: list[Path], labels: str | None, image_size: int | None) -> ImageSet:
+def _parquet(files: list[Path], labels: str | None, image_size: int | None, at_most: int | None) -> ImageSet:
     try:
         tables = [pq.read_table(file) for file in files]
     except (OSError, ValueError) as error:
@@ -253,15 +260,16 @@ def _parquet(files: list[Path], labels: str | None, image_size: int | None) -> I
     if not blobs:
         raise InputError(f"{files[0]} has no rows")
     ids = [str(i) for i in range(len(blobs))]
-    images, kept, unreadable, notes = decode(blobs, ids, io.BytesIO, image_size)
+    images, kept, unreadable, notes = decode(blobs, ids, io.BytesIO, image_size, at_most)
     true = values["label"][kept] if labels and "label" in values else None
     return ImageSet(images, values[given_name][kept], true, class_names, [ids[i] for i in kept], unreadable, notes)
 
 
-def _folder(folders: dict[str, Path], split: str, labels: str | None, image_size: int | None) -> ImageSet:
+def _folder(source: Path, split: str, labels: str | None, image_size: int | None, at_most: int | None) -> ImageSet:
+    folders = split_folders(source)
     files, given, true, unreadable = listing(folders[split], labels)
     ids = [id for id in files if id in given]
-    images, kept, broken, notes = decode([files[id] for id in ids], ids, lambda path: path, image_size)
+    images, kept, broken, notes = decode([files[id] for id in ids], ids, lambda path: path, image_size, at_most)
     ids = [ids[i] for i in kept]
     names = {given[id] for id in ids} | {true[id] for id in ids if id in true}
     for other in folders.keys() - {split}:  # both splits number the classes alike, also one that only one of them has
@@ -276,7 +284,10 @@ def _folder(folders: dict[str, Path], split: str, labels: str | None, image_size
     labels_true = np.array([number[true[id]] for id in ids], np.int64) if true else None
     for lonely in np.flatnonzero(np.bincount(labels_given, minlength=len(class_names)) == 1):
         notes.append(f"class '{class_names[lonely]}' has one image: no other one of its class can speak for it")
-    return ImageSet(images, labels_given, labels_true, class_names, ids, sorted(unreadable + broken), notes)
+    inside = "" if folders[split] == source else f"{folders[split].name}/"
+    ids = [inside + id for id in ids]
+    unreadable = [(inside + id, reason) for id, reason in sorted(unreadable + broken)]
+    return ImageSet(images, labels_given, labels_true, class_names, ids, unreadable, notes)
 
 
 def _class_names(names: set[str]) -> list[str]:

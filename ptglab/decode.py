@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,12 +20,13 @@ SMALL_PIXELS = 96 * 96
 
 
 def decode(
-    sources: list, ids: list[str], opened: Callable, image_size: int | None
+    sources: list, ids: list[str], opened: Callable, image_size: int | None, at_most: int | None = None
 ) -> tuple[Tensor, list[int], list[tuple[str, str]], list[str]]:
     """Decode images in two passes: headers, then pixels straight into the one tensor.
 
     sources: what `opened` turns into something Pillow opens; ids: their names in messages. Images of one size keep it;
-    mixed ones become a square of the median side, 32 to 224, or of `image_size`. All grey stays one channel.
+    mixed ones become a square of the median side, 32 to 224; those larger than `at_most` a square of that side; all of
+    them one of `image_size`, if given. All grey stays one channel. A camera's note which side is up is followed.
     Returns (images uint8 [M, C, H, W], the M rows of `sources` that were readable, [(id, reason)] of the others, notes
     on what was changed). Raises InputError if none is readable.
     """
@@ -35,7 +36,7 @@ def decode(
     pixels, notes = np.empty((0, 1, 1, 1), np.uint8), []
     if rows:
         sizes, grey, alpha = (np.array(column) for column in zip(*(headers[i] for i in rows), strict=True))
-        size, notes = _common_size(sizes, image_size)
+        size, notes = _common_size(sizes, image_size, at_most)
         channels = 1 if grey.all() else 3
         notes += [f"{grey.sum():,} grey images converted to colour"] if channels == 3 and grey.any() else []
         notes += [f"{alpha.sum():,} images with an alpha channel, which was dropped"] if alpha.any() else []
@@ -78,14 +79,17 @@ def _in_parallel(task: Callable[[int], object], number: int, title: str, workers
     return results
 
 
-def _common_size(sizes: np.ndarray, image_size: int | None) -> tuple[tuple[int, int], list[str]]:
+def _common_size(sizes: np.ndarray, image_size: int | None, at_most: int | None) -> tuple[tuple[int, int], list[str]]:
     """Return the one (width, height) for images of `sizes` [N, 2], and a note if that changes any unasked."""
     if image_size:
         return (image_size, image_size), []
-    if (sizes == sizes[0]).all():
+    different = np.unique(sizes, axis=0)
+    if len(different) == 1 and different.max() <= (at_most or np.inf):
         return (int(sizes[0][0]), int(sizes[0][1])), []
-    side = int(np.clip(np.median(sizes), 32, 224))
-    return (side, side), [f"images of {len(np.unique(sizes, axis=0))} sizes, all resized to {side} x {side}"]
+    side = int(np.clip(np.median(sizes), 32, 224) if len(different) > 1 else different.max())
+    side = min(side, at_most or side)
+    what = f"{len(different)} sizes, all" if len(different) > 1 else f"{sizes[0][0]} x {sizes[0][1]} pixels,"
+    return (side, side), [f"images of {what} resized to {side} x {side}"]
 
 
 def _header(file) -> tuple[tuple[int, int], bool, bool] | str:
@@ -95,8 +99,9 @@ def _header(file) -> tuple[tuple[int, int], bool, bool] | str:
             if image.width * image.height > MAX_PIXELS:
                 return f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}"
             alpha = "A" in image.getbands() or "transparency" in image.info
+            lying = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             return (
-                image.size,
+                image.size[::-1] if lying else image.size,
                 image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16"),
                 alpha,
             )
@@ -111,6 +116,7 @@ def _pixels(file, channels: int, size: tuple[int, int]) -> np.ndarray:
     with Image.open(file) as image:
         if image.mode.startswith("I"):
             image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        image = ImageOps.exif_transpose(image)
         image.info.pop("transparency", None)  # dropped in any case; Pillow warns of some
         image = image.convert("L" if channels == 1 else "RGB")
         if image.size != size:

@@ -427,7 +427,8 @@ def test_train_and_test_folders_number_their_classes_alike(tmp_path):
     train, test = data.load(tmp_path), data.load(tmp_path, "test")
     assert data.splits(tmp_path) == ["train", "test"]
     assert train.class_names == test.class_names == list("abcd")
-    assert values(train) == [1, 2, 3] and names_given(train) == list("abc") and train.ids[0] == "a/1.png"
+    assert values(train) == [1, 2, 3] and names_given(train) == list("abc")
+    assert train.ids[0] == "train/a/1.png" and test.ids[0] == "test/a/1.png"  # relative to the source
     assert values(test) == [4, 5, 6] and names_given(test) == list("acd")
 
 
@@ -558,3 +559,13 @@ def test_a_subset_is_drawn_evenly(digits):
     for seed in range(200):
         counts[[small.ids.index(id) for id in small.subset(10, seed).ids]] += 1
     assert abs(counts - 40).max() < 5 * np.sqrt(200 * 0.2 * 0.8)
+
+
+@pytest.mark.parametrize("at_most, side", [(None, 40), (40, 40), (24, 24), (100, 40)])
+def test_images_larger_than_asked_shrink_and_smaller_ones_stay(tmp_path, at_most, side):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    for name in ("a/1.png", "b/2.png"):
+        Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / name)
+    assert data.load(tmp_path, at_most=at_most).images.shape == (2, 3, side, side)
+    assert data.load("digits", at_most=8).images.shape[2:] == (8, 8)
+    assert data.load("digits", at_most=99).images.shape[2:] == (16, 16)

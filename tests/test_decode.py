@@ -11,8 +11,8 @@ from ptglab.decode import decode
 from ptglab.errors import InputError
 
 
-def decode_files(paths, image_size=None):
-    return decode(paths, [path.name for path in paths], lambda path: path, image_size)
+def decode_files(paths, image_size=None, at_most=None):
+    return decode(paths, [path.name for path in paths], lambda path: path, image_size, at_most)
 
 
 def noise_image(mode, size, seed=0):
@@ -71,6 +71,31 @@ def test_images_of_one_size_keep_every_pixel(tmp_path, size, mode):
     assert images.shape == (3, len(mode), size[1], size[0])
     np.testing.assert_array_equal(images.numpy(), slow_reference(paths, mode))
     assert notes == []
+
+
+def test_images_larger_than_at_most_become_that_square(tmp_path):
+    paths = saved(tmp_path, [noise_image("RGB", (60, 40), i) for i in range(2)])
+    images, _, _, notes = decode_files(paths, at_most=32)
+    np.testing.assert_array_equal(images.numpy(), slow_reference(paths, "RGB", 32))
+    assert notes == ["images of 60 x 40 pixels, resized to 32 x 32"]
+    assert decode_files(paths, at_most=60)[0].shape[2:] == (40, 60)
+    paths = saved(tmp_path, [noise_image("RGB", size) for size in [(90, 80), (70, 70)]])
+    assert decode_files(paths, at_most=32)[0].shape[2:] == (32, 32)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_camera_s_note_which_side_is_up_is_followed(tmp_path, orientation):
+    upright = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4) * 20)
+    back = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+            8: Image.Transpose.ROTATE_270}  # fmt: skip
+    stored = upright.transpose(back[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[274] = orientation
+    stored.save(tmp_path / "1.png", exif=exif)
+    images, _, unreadable, notes = decode_files([tmp_path / "1.png"])
+    np.testing.assert_array_equal(images[0, 0].numpy(), np.asarray(upright))
+    assert (unreadable, notes) == ([], [])
 
 
 def test_image_size_is_not_noted_because_it_was_asked_for(tmp_path):
