@@ -84,7 +84,7 @@ def test_flops_of_a_network_counted_by_hand():
 
 def test_peak_is_a_rate_no_product_exceeds():
     place = engine.place("cpu")
-    rate = speed.peak(place, 512)
+    rate = speed.peak(place, 512, 16)
     a = torch.rand(512, 512)
     assert 1e8 < rate < 1e14
     assert 2 * 512**3 / speed.timed(lambda: [a @ a for _ in range(10)]) * 10 < 1.5 * rate

@@ -70,3 +70,14 @@ def test_beside_the_peer(name, benchmark, lines):
     assert difference <= comparison.allowed
     if device.type == "cpu":
         assert measured["ratio"] >= line.aim
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("name", ["SSL epoch", "two views", "confident learning", "linear heads"])
+def test_cost_grows_no_faster_than_the_images(name, capsys):
+    """From 2,000 to 200,000 images: the exponent of seconds = c x images^e."""
+    sizes, seconds = zip(*speed.cost(name, (2_000, 6_300, 20_000, 63_200, 200_000)), strict=True)
+    found = speed.exponent(sizes, seconds)
+    with capsys.disabled():
+        print(f"\n{name}: {seconds[0]:.3f} to {seconds[-1]:.2f} s for 2,000 to 200,000 images, exponent {found:.2f}")
+    assert found <= 1.05
