@@ -2,14 +2,18 @@
 
 import json
 import os
+import pickle
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ptglab.errors import InputError, one_of
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class BasicBlock(nn.Module):
@@ -130,6 +134,46 @@ def build(name: str, width: int, images: Tensor, seed: int) -> ResNet:
     backbone.mean.copy_(sample.mean((0, 2, 3)))
     backbone.std.copy_(sample.std((0, 2, 3)).clamp(min=0.01))
     return backbone
+
+
+def imagenet(name: str, images: Tensor, weights: str | Path | None = None) -> ResNet:
+    """Return a backbone of width 64 for uint8 `images` [N, C, H, W] that begins with torchvision's ImageNet weights.
+
+    `weights` is a file of them (.pth or .safetensors); without one they come from torch's cache, or are downloaded
+    into it. The stem of 7x7 is resized to ours of 3x3, its sums about kept; a channel count other than 3 shares the
+    mean of the three colours' filters. Raises InputError if there are no such weights, or if the file holds others.
+    """
+    backbone = ResNet(name, 64, images.shape[1])
+    found = _imagenet_weights(name, weights)
+    try:
+        stem = found["conv1.weight"]  # [64, 3, 7, 7]
+        small = F.interpolate(stem, (3, 3), mode="bilinear", antialias=True) * (49 / 9)
+        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+        if (channels := images.shape[1]) != 3:
+            small = small.sum(1, keepdim=True).repeat(1, channels, 1, 1) / channels
+            mean, std = (x.mean().repeat(channels) for x in (mean, std))
+        kept = {k: v for k, v in found.items() if not k.startswith("fc.")}
+        backbone.load_state_dict(kept | {"conv1.weight": small, "mean": mean, "std": std}, strict=True)
+    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+        where = weights or "torch's cache"
+        raise InputError(f"{where} holds no ImageNet weights of {name}: {str(error).splitlines()[0][:200]}") from None
+    return backbone
+
+
+def _imagenet_weights(name: str, weights: str | Path | None) -> dict[str, Tensor]:
+    """Return the state of torchvision's network; see `imagenet`. Only tensors are ever unpickled."""
+    from torchvision.models import get_model_weights
+
+    try:
+        if weights is None:
+            url = get_model_weights(one_of("backbone", name, BACKBONES)).DEFAULT.url
+            return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True, check_hash=True)
+        if Path(weights).suffix == ".safetensors":
+            return load_file(weights)
+        return torch.load(weights, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError, EOFError) as error:
+        where = weights or f"torch's cache ({torch.hub.get_dir()}) or to be downloaded"
+        raise InputError(f"no ImageNet weights of {name} in {where}: {str(error).splitlines()[0][:120]}") from None
 
 
 def projector(features: int, hidden: int, out: int, layers: int, seed: int) -> nn.Sequential:

@@ -1,8 +1,11 @@
 """The ResNets against torchvision's, and weights that load strictly or not at all."""
 
 import json
+import os
+import pickle
 import subprocess
 import sys
+import urllib.error
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from torch import nn
 from ptglab import backbones
 from ptglab.errors import InputError
 
+IMAGES = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
 EXPANSION = {"resnet18": 1, "resnet34": 1, "resnet50": 4}
 
 
@@ -280,3 +284,79 @@ for rows in (25, 31, 33):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def torchvision_weights(tmp_path_factory):
+    """Return (torchvision's network with random weights, its file as .pth, as .safetensors)."""
+    peer = torchvision.models.resnet18().eval()
+    for module in peer.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1), module.running_var.uniform_(0.5, 1.5)
+    folder = tmp_path_factory.mktemp("weights")
+    torch.save(peer.state_dict(), folder / "weights.pth")
+    save_file(peer.state_dict(), folder / "weights.safetensors")
+    return peer, folder / "weights.pth", folder / "weights.safetensors"
+
+
+@pytest.mark.parametrize("file", [1, 2], ids=["pth", "safetensors"])
+def test_imagenet_weights_are_torchvision_s_after_the_stem(torchvision_weights, file):
+    """The stages, fed with the same maps, give what torchvision's give, but for the resolution of the stem."""
+    peer = torchvision_weights[0]
+    network = backbones.imagenet("resnet18", IMAGES, torchvision_weights[file]).eval()
+    x = torch.rand(2, 64, 8, 8)
+    for name in ("layer1", "layer2", "layer3", "layer4"):
+        y, expected = getattr(network, name)(x), getattr(peer, name)(x)
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+        x = expected
+    assert network.sizes == {"name": "resnet18", "width": 64, "channels": 3}
+    torch.testing.assert_close(network.mean, torch.tensor([0.485, 0.456, 0.406]))
+
+
+def test_the_resized_stem_answers_alike(torchvision_weights):
+    """To a constant image in its middle: its sums are kept but for rounding at the filter's edge."""
+    path = torchvision_weights[1]
+    weights = torch.load(path, weights_only=True)
+    smooth = torch.ones(64, 3, 7, 7) * torch.randn(64, 3, 1, 1)
+    torch.save(weights | {"conv1.weight": smooth}, path.with_name("smooth.pth"))
+    stem = backbones.imagenet("resnet18", IMAGES, path.with_name("smooth.pth")).conv1.weight
+    torch.testing.assert_close(stem.sum((2, 3)), smooth.sum((2, 3)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_other_channels_see_a_grey_image_as_three_would(torchvision_weights, channels):
+    """A grey image in every channel, standardised: the stem's answer is the same as in colour."""
+    path = torchvision_weights[1]
+    colour = backbones.imagenet("resnet18", IMAGES, path)
+    other = backbones.imagenet("resnet18", IMAGES[:, :1].repeat(1, channels, 1, 1), path)
+    grey = torch.randn(2, 1, 9, 9)
+    expected = colour.conv1(grey.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(other.conv1(grey.expand(-1, channels, -1, -1)), expected, rtol=1e-4, atol=1e-4)
+    assert len(other.mean) == channels
+
+
+def test_weights_that_are_none_are_refused(tmp_path, torchvision_weights):
+    """In one line: no file, no tensors, a pickle with code in it, another network."""
+    (tmp_path / "text.pth").write_text("no weights")
+
+    class Harm:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "harmed"),)
+
+    (tmp_path / "harm.pth").write_bytes(pickle.dumps(Harm(), protocol=2))
+    torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "resnet34.pth")
+    for name in ("absent.pth", "absent.safetensors", "text.pth", "harm.pth", "other.pth", "resnet34.pth"):
+        with pytest.raises(InputError, match=name) as error:
+            backbones.imagenet("resnet18", IMAGES, tmp_path / name)
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_without_a_network_and_a_cache_the_weights_are_said_to_be_missing(tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    with pytest.raises(InputError, match="no ImageNet weights of resnet18 in torch's cache .* no network"):
+        backbones.imagenet("resnet18", IMAGES)
