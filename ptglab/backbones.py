@@ -154,7 +154,7 @@ def imagenet(name: str, images: Tensor, weights: str | Path | None = None) -> Re
             mean, std = (x.mean().repeat(channels) for x in (mean, std))
         kept = {k: v for k, v in found.items() if not k.startswith("fc.")}
         backbone.load_state_dict(kept | {"conv1.weight": small, "mean": mean, "std": std}, strict=True)
-    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         where = weights or "torch's cache"
         raise InputError(f"{where} holds no ImageNet weights of {name}: {str(error).splitlines()[0][:200]}") from None
     return backbone

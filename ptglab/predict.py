@@ -37,6 +37,7 @@ def out_of_fold(
     num_classes: int,
     *,
     folds: int = 5,
+    repeats: int = 1,
     seed: int = 0,
     l2: float = 100.0,
     device: torch.device | str = "cpu",
@@ -44,7 +45,8 @@ def out_of_fold(
     """Return `probs` float32 [N, K]: each row predicted by a linear head that never saw its label.
 
     features: float32 [N, D] of a backbone that saw no label either. `labels_given` is [N], or [R, N] for R versions
-    of the labels (noise rates, seeds), which give [R, N, K]. Every fold of every version is one of `linear_heads`.
+    of the labels (noise rates, seeds), which give [R, N, K]. Every fold of every split of every version is one of
+    `linear_heads`; over `repeats` splits, drawn from `seed` and every 1000 further on, probabilities are averaged.
     Raises InputError with fewer than two classes or than `folds` rows. Northcutt et al. 2021 (arXiv 1911.00068),
     section 3.1, on why the probabilities must be out of fold.
     """
@@ -52,14 +54,15 @@ def out_of_fold(
     n = versions.shape[1]
     if not 2 <= folds <= n:
         raise InputError(f"{n} rows cannot be split into {folds} folds: use 2 to {n}")
-    fold = np.stack([engine.folds(labels, folds, seed) for labels in versions])
-    seen = (fold[:, None] != np.arange(folds)[:, None]).reshape(-1, n)  # [R folds, N]
-    weight, bias = linear_heads(features, versions.repeat(folds, 0), num_classes, seen=seen, l2=l2, device=device)
+    fold = np.stack([engine.folds(labels, folds, seed + 1000 * i) for labels in versions for i in range(repeats)])
+    seen = (fold[:, None] != np.arange(folds)[:, None]).reshape(-1, n)  # [R repeats folds, N]
+    every = versions.repeat(repeats * folds, 0)
+    weight, bias = linear_heads(features, every, num_classes, seen=seen, l2=l2, device=device)
     x, weight, bias = (torch.as_tensor(np.array(a, np.float32), device=device) for a in (features, weight, bias))
-    probs = np.empty((*versions.shape, num_classes), np.float32)
+    probs = np.zeros((*versions.shape, num_classes), np.float32)
     for head, out in enumerate(~seen):
         logits = torch.addmm(bias[head], x[torch.from_numpy(out).to(x.device)], weight[head])
-        probs[head // folds, out] = logits.softmax(1).cpu().numpy()
+        probs[head // (repeats * folds), out] += logits.softmax(1).cpu().numpy() / repeats
     return probs.reshape(*np.shape(labels_given), num_classes)
 
 

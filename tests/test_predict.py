@@ -69,6 +69,15 @@ def test_a_row_is_not_predicted_from_its_label(monkeypatch, changed, l2):
     assert np.median(difference[fold != changed]) > 0.05
 
 
+def test_repeats_are_averaged():
+    given, _, _, features = planted(n=120, k=3)
+    both = np.stack([given, given[::-1]])
+    one_by_one = [predict.out_of_fold(features, both, 3, seed=seed) for seed in (7, 1007, 2007)]
+    together = predict.out_of_fold(features, both, 3, seed=7, repeats=3)
+    np.testing.assert_allclose(together, np.mean(one_by_one, 0), atol=1e-5)
+    assert abs(one_by_one[0] - one_by_one[1]).max() > 1e-3
+
+
 def test_out_of_fold_depends_on_its_seed_alone():
     given, _, _, features = planted(n=200, rate=0.4)
     first = predict.out_of_fold(features, given, 5, seed=1)
