@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 from pathlib import Path
 
 import torch
@@ -164,16 +163,18 @@ def _imagenet_weights(name: str, weights: str | Path | None) -> dict[str, Tensor
     """Return the state of torchvision's network; see `imagenet`. Only tensors are ever unpickled."""
     from torchvision.models import get_model_weights
 
+    one_of("backbone", name, BACKBONES)
     try:
         if weights is None:
-            url = get_model_weights(one_of("backbone", name, BACKBONES)).DEFAULT.url
+            url = get_model_weights(name).DEFAULT.url
             return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True, check_hash=True)
         if Path(weights).suffix == ".safetensors":
             return load_file(weights)
         return torch.load(weights, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError, EOFError) as error:
+    except Exception as error:  # whatever a foreign pickle makes the unpickler say, or a broken connection
         where = weights or f"torch's cache ({torch.hub.get_dir()}) or to be downloaded"
-        raise InputError(f"no ImageNet weights of {name} in {where}: {str(error).splitlines()[0][:120]}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise InputError(f"no ImageNet weights of {name} in {where}: {reason}") from None
 
 
 def projector(features: int, hidden: int, out: int, layers: int, seed: int) -> nn.Sequential:
