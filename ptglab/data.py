@@ -39,6 +39,7 @@ class ImageSet:
     images: uint8 [N, C, H, W]; labels_given: int64 [N], all that training and detection see; labels_true: int64 [N],
     or None where nobody knows; class_names: K texts; ids: N texts, unique.
     `unreadable` lists (id, reason) of what is not among the N; `notes` says what was changed on the way in.
+    `files`: the N image files of a folder; empty for what lies in other ways.
     """
 
     images: Tensor
@@ -48,6 +49,7 @@ class ImageSet:
     ids: list[str]
     unreadable: Sequence[tuple[str, str]] = ()
     notes: Sequence[str] = ()
+    files: Sequence[Path] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -62,8 +64,9 @@ class ImageSet:
             return self
         rows = np.sort(np.random.default_rng(seed).permutation(len(self))[:number])
         true = None if self.labels_true is None else self.labels_true[rows]
+        files = [self.files[i] for i in rows] if self.files else ()
         return replace(self, images=self.images[rows], labels_given=self.labels_given[rows], labels_true=true,
-                       ids=[self.ids[i] for i in rows])  # fmt: skip
+                       ids=[self.ids[i] for i in rows], files=files)  # fmt: skip
 
     def __str__(self) -> str:
         n, c, h, w = self.images.shape
@@ -285,9 +288,9 @@ def _folder(source: Path, split: str, labels: str | None, image_size: int | None
     for lonely in np.flatnonzero(np.bincount(labels_given, minlength=len(class_names)) == 1):
         notes.append(f"class '{class_names[lonely]}' has one image: no other one of its class can speak for it")
     inside = "" if folders[split] == source else f"{folders[split].name}/"
-    ids = [inside + id for id in ids]
+    paths, ids = [files[id] for id in ids], [inside + id for id in ids]
     unreadable = [(inside + id, reason) for id, reason in sorted(unreadable + broken)]
-    return ImageSet(images, labels_given, labels_true, class_names, ids, unreadable, notes)
+    return ImageSet(images, labels_given, labels_true, class_names, ids, unreadable, notes, paths)
 
 
 def _class_names(names: set[str]) -> list[str]:
