@@ -44,7 +44,8 @@ class Recipe:
 # BYOL) and VICReg, with the strengths solo-learn uses on CIFAR.
 _SIMCLR = Recipe(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
 _BARLOW = Recipe(blur=0.0)
-_DIGITS = Recipe(crop_scale=(0.4, 1.0), flip=0.0, brightness=0.4, contrast=0.4, hue=0.0, grey=0.0, blur=0.3)
+_GREY = Recipe(crop_scale=(0.4, 1.0), brightness=0.4, contrast=0.4, hue=0.0, grey=0.0, blur=0.3)
+_DIGITS = replace(_GREY, flip=0.0)
 PRESETS: dict[str, tuple[Recipe, Recipe]] = {
     "simclr": (_SIMCLR, _SIMCLR),
     "barlow_twins": (_BARLOW, replace(_BARLOW, solarize=0.2)),
@@ -52,11 +53,18 @@ PRESETS: dict[str, tuple[Recipe, Recipe]] = {
         replace(_BARLOW, crop_scale=(0.2, 1.0)),
         replace(_BARLOW, crop_scale=(0.2, 1.0), solarize=0.1),
     ),
+    "grey": (_GREY, _GREY),
     "digits": (_DIGITS, _DIGITS),
     "weak": (Recipe(crop_scale=(0.6, 1.0), jitter=0.0, grey=0.0, blur=0.0),) * 2,
     "weak_digits": (Recipe(crop_scale=(0.7, 1.0), flip=0.0, jitter=0.0, grey=0.0, blur=0.0),) * 2,
 }
 
+
+# for images whose classes a mirror would confuse
+PRESETS |= {
+    f"{name}_unflipped": tuple(replace(recipe, flip=0.0) for recipe in PRESETS[name])
+    for name in ("simclr", "barlow_twins", "vicreg", "grey", "weak")
+}
 
 MIRROR_SENSITIVE = {"digits", "svhn"}  # data whose classes a flip would confuse
 
@@ -69,7 +77,7 @@ def suited(name: str, dataset: str) -> str:
     preset(name)
     if dataset not in MIRROR_SENSITIVE:
         return name
-    return "weak_digits" if name in ("weak", "weak_digits") else "digits"
+    return "weak_digits" if name.startswith("weak") else "digits"
 
 
 def preset(name: str) -> tuple[Recipe, Recipe]:

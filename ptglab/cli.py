@@ -1,7 +1,8 @@
-"""The command line: `ptglab demo | run | doctor`, thin over the notebooks."""
+"""The command line: `ptglab demo | audit | run | doctor`, thin over the notebooks."""
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -11,8 +12,10 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ptglab import __version__, data, engine, runs
+from ptglab import audit as audits
 from ptglab.errors import InputError
 
 parameters_option = click.option(
@@ -44,6 +47,47 @@ def demo(out: Path, parameter: tuple[str, ...]) -> None:
     _execute("00_quickstart", out / "notebook.ipynb", values)
     _print_summary(runs.Run(out))
     print(f"\nfigures   {out / 'figures'}\nnotebook  {out / 'notebook.ipynb'}\nresults   {out / 'results.csv'}")
+
+
+@cli.command(
+    epilog="Examples: ptglab audit photos/  |  ptglab audit photos/ --budget standard --flag rate  |  "
+    "ptglab audit train.parquet --labels label_worse --out runs/worse"
+)
+@click.argument("source")
+@click.option("--out", type=click.Path(path_type=Path), help="The run folder.  [default: runs/audit/NAME]")
+@click.option("--labels", default="", metavar="COLUMN", help="The column of given labels in a CSV or parquet file.")
+@click.option("--budget", type=click.Choice(list(audits.BUDGETS)), default="quick", show_default=True,
+              help="quick: minutes on two cores; standard: longer; thorough: fine-tuned folds, for a GPU.")  # fmt: skip
+@click.option("--image-size", type=int, default=0, metavar="PIXELS",
+              help="Resize to this square.  [default: by the images, 32 to the budget's largest]")  # fmt: skip
+@click.option("--flip/--no-flip", default=True, show_default=True,
+              help="Whether mirrored images mean the same; not so for digits, letters, left and right.")  # fmt: skip
+@click.option("--start", default="auto", show_default=True, metavar="START",
+              help="scratch, imagenet, a file of weights; auto: imagenet if it can be had.")  # fmt: skip
+@click.option("--detector", default="", help="The detector that decides.  [default: the notebook's]")
+@click.option("--flag", default="own", show_default=True, metavar="own|rate|NUMBER",
+              help="Flag by the detector's own threshold, by the estimated rate, or this many labels.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", default="auto", show_default=True)
+@parameters_option
+def audit(source: str, out: Path | None, parameter: tuple[str, ...], **options) -> None:
+    """Rank the labels of SOURCE, the most suspicious first, with pictures and files for labelling tools.
+
+    SOURCE is a folder with one sub-folder a class, a folder with a CSV id,label, parquet, or a name such as cifar10.
+    Leaves suspects.csv, gallery.html, report.ipynb and more; run again, it goes on where it was.
+    """
+    data.splits(source)  # what is not there is refused before a kernel starts
+    out = out or Path("runs", "audit", Path(source).resolve().stem)
+    given = [f"{name}={value}" for name, value in options.items() if value != ""]
+    values = _values("06_audit_your_images", [f"dataset={source}", f"run_dir={out}", *given, *parameter])
+    was_there = out.exists()
+    try:
+        _execute("06_audit_your_images", out / "report.ipynb", values)
+    except InputError:
+        if not was_there and not (out / "pretrain").exists():  # refused before any work was done
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+    _print_audit(runs.Run(out))
 
 
 @cli.command(epilog="Example: ptglab run 02_pretrain out.ipynb -p method=barlow_twins -p epochs=60")
@@ -124,19 +168,24 @@ def _execute(notebook: str, out: Path, values: dict) -> None:
     import papermill
     from traitlets.config import Config
 
-    source = str(runs.notebook_path(notebook))
+    source, running = str(runs.notebook_path(notebook)), out.with_name(f".running-{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         papermill.execute_notebook(
-            source, str(out), values, kernel_name="python3", progress_bar=False,
+            source, str(running), values, kernel_name="python3", progress_bar=False,
             stdout_file=sys.stdout, stderr_file=sys.stderr,
             config=Config(KernelManager={"transport": "ipc"}),  # no open ports
         )  # fmt: skip
+        running.replace(out)
     except papermill.PapermillExecutionError as error:
-        message = f"{error.evalue} (cell {error.exec_count} of {out})"
-        raise InputError(message if error.ename == "InputError" else f"{error.ename}: {message}") from None
+        if error.ename == "InputError":  # nothing was done: an earlier copy stays
+            raise InputError(error.evalue) from None
+        running.replace(failed := out.with_name(f"failed-{out.name}"))
+        raise InputError(f"{error.ename}: {error.evalue} (cell {error.exec_count} of {failed})") from None
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror}") from None
+    finally:
+        running.unlink(missing_ok=True)
 
 
 def _print_summary(run: runs.Run) -> None:
@@ -154,6 +203,24 @@ def _print_summary(run: runs.Run) -> None:
             first = [init, mode, *cells[:3]] if row == 0 else [""] * 5
             table.add_row(*first, detector, *cells[3:])
     Console(width=max(118, Console().width)).print(table)
+
+
+def _print_audit(run: runs.Run) -> None:
+    """Print what an audit found, where it lies, and what to do with it."""
+    told = json.loads((run.path / "summary.json").read_text())
+    console = Console()
+    console.print(
+        f"\n[bold]{told['flagged']:,} of {told['images']:,} labels look wrong[/] ({told['detector']}); "
+        f"estimated share of wrong labels {told['rate']:.1%} ({told['low']:.1%} to {told['high']:.1%})"
+    )
+    if told["unreadable"]:
+        console.print(f"{told['unreadable']:,} left out, see unreadable.csv")
+    table = Table("given", "suggested", "labels", title="most frequent", title_justify="left", box=None)
+    for given, suggested, number in told["confusions"][:5]:
+        table.add_row(Text(given), Text(suggested), f"{number:,}")
+    console.print(table)
+    print(f"\nlook at   {run.path / 'gallery.html'}\nread      {run.path / 'report.ipynb'}")
+    print(f"work with {run.path / 'suspects.csv'}, label_studio.json, fiftyone.csv, duplicates.csv, outliers.csv")
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 INK, MUTED = "#222222", "#767676"
@@ -91,6 +92,54 @@ def transition(ax: Axes, matrix: np.ndarray, class_names: Sequence[str]) -> Axes
     ax.tick_params(axis="x", rotation=0 if max(map(len, class_names)) < 4 else 60)
     ax.tick_params(axis="y", rotation=0)
     return ax
+
+
+def confusions(ax: Axes, counts: np.ndarray, class_names: Sequence[str]) -> Axes:
+    """Draw how many labels [given, suggested] are suspected, int [K, K], the number in each cell that has some."""
+    import seaborn
+
+    text = np.vectorize(lambda n: f"{n}" if n else "")(counts)
+    ticks = [short(name) for name in class_names]
+    seaborn.heatmap(
+        counts, vmin=0, cmap="cividis", square=True, ax=ax, linewidths=0.5, xticklabels=ticks, yticklabels=ticks,
+        annot=text, fmt="", annot_kws={"fontsize": 8}, cbar_kws={"label": "flagged labels", "shrink": 0.8},
+    )  # fmt: skip
+    ax.set(xlabel="suggested label", ylabel="given label")
+    ax.tick_params(axis="x", rotation=0 if max(map(len, ticks)) < 4 else 60)
+    ax.tick_params(axis="y", rotation=0)
+    return ax
+
+
+def grid(ax: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], label: str) -> Axes:
+    """Draw values [R, C] between 0 and 1, each written in its cell, the best of each column framed."""
+    import seaborn
+
+    seaborn.heatmap(
+        values, vmin=0, vmax=1, cmap="cividis", ax=ax, linewidths=0.5, annot=True, fmt=".2f", annot_kws={"fontsize": 8},
+        xticklabels=columns, yticklabels=[name.replace("_", " ") for name in rows], cbar_kws={"label": label},
+    )  # fmt: skip
+    for column, row in enumerate(values.argmax(0)):
+        ax.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=WRONG, linewidth=2))
+    ax.tick_params(axis="both", rotation=0, length=0)
+    return ax
+
+
+def scores(ax: Axes, score: np.ndarray, flagged: np.ndarray, xlabel: str) -> Axes:
+    """Draw the histogram of scores [N], flagged ones orange; a line between both where one threshold parts them."""
+    edges = np.histogram_bin_edges(score, 50)
+    tints, names = [WRONG, "#BBBBBB"], [f"flagged: {flagged.sum():,}", f"the rest: {(~flagged).sum():,}"]
+    ax.hist([score[flagged], score[~flagged]], edges, stacked=True, color=tints, label=names)
+    if flagged.any() and not flagged.all() and score[flagged].max() <= score[~flagged].min():
+        ax.axvline(score[flagged].max(), color=INK, linewidth=1, linestyle="--", label="threshold")
+    ax.set(xlabel=xlabel, ylabel="images")
+    ax.legend()
+    return _plain(ax)
+
+
+def short(name: str, most: int = 16) -> str:
+    """Return a class name on one line, cut to `most` characters, without what matplotlib takes for a formula."""
+    name = " ".join(name.split()).replace("$", "\\$")
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def lines(ax: Axes, series: Mapping[str, tuple], xlabel: str, ylabel: str, percent: bool = False) -> Axes:

@@ -51,9 +51,10 @@ def plane(features, seed: int, k: int = 15) -> np.ndarray:
 
 
 def _unit_rows(x) -> torch.Tensor:
-    """Return [N, D] float32 with rows of length 1; an array may be read-only."""
+    """Return [N, D] float32 with rows of length 1; an array may be read-only, and is copied once."""
     if not isinstance(x, torch.Tensor):
         x = torch.from_numpy(np.array(x, np.float32)).to("cuda" if torch.cuda.is_available() else "cpu")
+        return x.div_(x.norm(dim=1, keepdim=True).clamp_(min=1e-12))
     return torch.nn.functional.normalize(x.float(), dim=1)
 
 

@@ -38,7 +38,9 @@ def ensemble(
     `features`, auxiliary where there are both. Ours: each weighs 1 / (1 - A)^2, where A is the area under its ROC
     curve at finding labels planted among rows that the unweighted mean rank takes to be right. The planted label of a
     row is judged against the given labels of all others, so nothing is fitted anew, and against no prediction of any
-    member, or that member would find it best. The score is the weighted mean rank, 0 to 1.
+    member, or that member would find it best. The score is the weighted mean rank, 0 to 1. How many are wrong is the
+    geometric mean of what `auxiliary` flags, which is too few where real mistakes are subtler than planted ones and
+    counts double, and of the joint's estimate, which is too many where the inputs cannot tell classes apart.
     """
     views, n = _look(labels, probs, features), len(labels)
     judges = _judges(labels, views, seed)
@@ -52,6 +54,8 @@ def ensemble(
         scores = np.concatenate([given[name][clean], judge(clean[rows], wrong)])
         weights[name] = (1 - roc_auc_score(is_planted, -scores) + 1e-3) ** -2
     score = sum(weights[name] * ranks[name] for name in judges) / sum(weights.values())
+    if "auxiliary" in given:
+        rate = np.cbrt((given["auxiliary"] < 0.5).mean() ** 2 * rate)
     nothing = suspects(labels, views.belief, score, np.zeros(n, bool))
     return flag(nothing, round(rate * n), labels, views.belief)
 
@@ -68,6 +72,8 @@ def plant(
     shares /= shares.sum(1, keepdims=True)
     np.fill_diagonal(shares, 0)
     weights = shares[likely]  # [N, K]
+    if (labels != likely).all() and len(joint) == 2:
+        weights += 1  # no third class is left
     weights[np.arange(len(labels)), labels] = 0
     rows = draws.choice(len(labels), len(labels), p=weights.sum(1) / weights.sum())
     cumulative = weights[rows].cumsum(1)
@@ -78,7 +84,7 @@ def plant(
 class _Views:
     """What is known of every row and class, float [N, K] each, and `joint`, counts [given, true] of how labels go.
 
-    probs; votes of 20 neighbours and of 10; log likelihoods; belief, the mean of probs and votes. None: no input for it.
+    probs; votes of 20 neighbours and of 10; log likelihoods; belief, the mean of probs and votes. None: no input.
     """
 
     joint: np.ndarray

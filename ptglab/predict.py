@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from ptglab import engine
 from ptglab.errors import InputError
+from ptglab.suspects import InSample
 
+BLOCK_ROWS = 1 << 16  # images whose features are in memory at a time
 BLOCK_ELEMENTS = 1 << 20  # logits worked on at a time
 MEMORY = 8  # steps that L-BFGS remembers
 MAX_STEPS, MAX_HALVINGS = 200, 20
@@ -17,18 +19,32 @@ TOLERANCE = 1e-9  # of the squared gradient, relative to the loss at the start
 ROUNDING = 1e-6  # of the loss at the start: what float32 may add to a loss
 
 
-def features(backbone: nn.Module, images: Tensor, place: engine.Place | None = None) -> np.ndarray:
-    """Return the backbone's features, float32 [N, D], of uint8 `images` [N, C, H, W], unaugmented, in order."""
+def features(
+    backbone: nn.Module, images: Tensor, place: engine.Place | None = None, into: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the backbone's features, float32 [N, D], of uint8 `images` [N, C, H, W], unaugmented, in order.
+
+    They fill `into`, if given: an array [N, D] that may be mapped to a file, for more than memory holds.
+    """
     place = place or engine.place()
-    return engine.evaluate(place.put(backbone), images, place).cpu().numpy()
+    backbone, into = place.put(backbone), np.empty((len(images), 0), np.float32) if into is None else into
+    for start in range(0, len(images), BLOCK_ROWS):
+        part = engine.evaluate(backbone, images[start : start + BLOCK_ROWS], place).cpu().numpy()
+        into = into if into.shape[1] else np.empty((len(images), part.shape[1]), np.float32)
+        into[start : start + len(part)] = part
+    return into
 
 
 def probabilities(
     backbone: nn.Module, head: nn.Module, inputs: Tensor, place: engine.Place | None = None
 ) -> np.ndarray:
-    """Return softmax probabilities float32 [N, K] of images, or of features with `nn.Identity()` as backbone."""
+    """Return softmax probabilities float32 [N, K] of images, or of features with `nn.Identity()` as backbone.
+
+    They are marked `InSample`, and detectors refuse them: the network may have seen the labels of these rows.
+    """
     place = place or engine.place()
-    return engine.evaluate(place.put(nn.Sequential(backbone, head)), inputs, place).softmax(1).cpu().numpy()
+    logits = engine.evaluate(place.put(nn.Sequential(backbone, head)), inputs, place)
+    return logits.softmax(1).cpu().numpy().view(InSample)
 
 
 def out_of_fold(

@@ -105,6 +105,14 @@ class Run:
         frame = pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()])
         return frame.drop_duplicates("epoch", keep="last").sort_values("epoch", ignore_index=True)
 
+    def keep_fingerprint(self, fingerprint: str) -> None:
+        """Keep what tells the images and labels of this run; raise InputError if it was begun with others."""
+        path = self.path / "fingerprint.txt"
+        if path.exists() and path.read_text() != fingerprint:
+            raise InputError(f"{self.path} was begun with other images or labels, or they have changed since: "
+                             "give another run_dir, or delete that folder")  # fmt: skip
+        write(path, lambda temporary: temporary.write_text(fingerprint))
+
     def save_array(self, name: str, array: np.ndarray) -> None:
         """Write `arrays/name.npy`; arrays of Python objects are refused."""
         (self.path / "arrays").mkdir(exist_ok=True)
@@ -219,13 +227,13 @@ def _notebooks() -> dict[str, Path]:
     return {path.stem: path for path in sorted((inside if inside.is_dir() else beside).glob("*.ipynb"))}
 
 
-def start(path: str | Path, **params) -> Run:
+def start(path: str | Path, changeable: Iterable[str] = (), **params) -> Run:
     """Open the run folder at `path`, made if needed, and snapshot `params` into it.
 
-    A folder that holds a run with the same parameters is gone on with. Raises InputError, with the difference, if
-    it holds one with others, or if the folder cannot be written.
+    A folder that holds a run with the same parameters, those `changeable` aside, is gone on with. Raises InputError,
+    with the difference, if it holds one with others, or if the folder cannot be written.
     """
-    run = Run(path)
+    run, free = Run(path), NOT_IDENTITY.union(changeable)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         if (run.path / "params.json").exists():
@@ -233,13 +241,12 @@ def start(path: str | Path, **params) -> Run:
             different = [
                 f"{name} {stored.get(name)!r} there, {params.get(name)!r} here"
                 for name in sorted(stored.keys() | params.keys())
-                if name not in NOT_IDENTITY and stored.get(name) != params.get(name)
+                if name not in free and stored.get(name) != params.get(name)
             ]
             if different:
                 raise InputError(f"{path} holds a run with other parameters ({'; '.join(different)}): "
                                  "give another run_dir, or delete that folder")  # fmt: skip
-        else:
-            write(run.path / "params.json", lambda p: p.write_text(json.dumps(params, indent=1) + "\n"))
+        write(run.path / "params.json", lambda p: p.write_text(json.dumps(params, indent=1) + "\n"))
     except OSError as error:
         raise InputError(f"cannot write the run folder {path}: {error.strerror}") from None
     return run

@@ -1,5 +1,7 @@
 """Every comparison at full size: `make bench`. Prints and keeps a line `name ours peer ratio` for each."""
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -81,3 +83,24 @@ def test_cost_grows_no_faster_than_the_images(name, capsys):
     with capsys.disabled():
         print(f"\n{name}: {seconds[0]:.3f} to {seconds[-1]:.2f} s for 2,000 to 200,000 images, exponent {found:.2f}")
     assert found <= 1.05
+
+
+NEIGHBOURS = """
+import resource, time
+import numpy as np
+from ptglab import neighbours
+x = np.random.default_rng(0).standard_normal((200_000, 512), np.float32)
+start = time.perf_counter()
+neighbours.nearest(x, 20)
+print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@pytest.mark.bench
+def test_neighbours_of_200_000_images_fit_into_2_gb(capsys):
+    """The whole process, features and interpreter included; a matrix of all similarities would be 160 GB."""
+    done = subprocess.run([sys.executable, "-c", NEIGHBOURS], capture_output=True, text=True, check=True)
+    seconds, gigabytes = map(float, done.stdout.split())
+    with capsys.disabled():
+        print(f"\n20 neighbours, 200,000 x 512: {seconds:.0f} s, {gigabytes:.2f} GB at the peak")
+    assert gigabytes < 2
