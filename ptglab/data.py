@@ -1,23 +1,23 @@
 """Image sets: one uint8 tensor of images, the labels in hand, and the true ones where they are known."""
 
+import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ptglab import parquet
 from ptglab.decode import decode
 from ptglab.errors import InputError, one_of
-from ptglab.folders import listing, split_folders
+from ptglab.folders import listing, printable, split_folders
 
 TORCHVISION = {
     "cifar10": "CIFAR10",
@@ -27,7 +27,7 @@ TORCHVISION = {
     "stl10": "STL10",
 }
 NAMES = ("digits", *TORCHVISION)
-TEST_NAMES = ("test", "validation", "valid", "val")  # what a test split is called, first found wins
+MAX_SIDE = 4096  # that images can be resized to
 # Label files of CIFAR-10N and CIFAR-100N (Wei et al. 2022, arXiv 2110.12088), found in the data root
 CIFAR_N = {"cifar10": "CIFAR-10_human.pt", "cifar100": "CIFAR-100_human.pt"}
 
@@ -37,7 +37,8 @@ class ImageSet:
     """Images with their labels, row by row.
 
     images: uint8 [N, C, H, W]; labels_given: int64 [N], all that training and detection see; labels_true: int64 [N],
-    or None where nobody knows; class_names: K texts; ids: N texts, unique.
+    or None where nobody knows; class_names: K texts; ids: N texts, unique. A text is
+    one line that can be printed: what a name holds otherwise is escaped, as in `\\n` or `\\xff`.
     `unreadable` lists (id, reason) of what is not among the N; `notes` says what was changed on the way in.
     `files`: the N image files of a folder; empty for what lies in other ways.
     """
@@ -57,6 +58,17 @@ class ImageSet:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tell this set from others: hex SHA-256 of ids, given labels, classes, shape, and 1,000 to 1,999 rows of
+        pixels evenly spread (all, if there are no more).
+        """
+        digest = hashlib.sha256(json.dumps([self.ids, self.class_names, list(self.images.shape)]).encode())
+        digest.update(self.labels_given.astype("<i8").tobytes())
+        for image in self.images[:: max(1, len(self) // 1000)]:
+            digest.update(image.numpy().tobytes())
+        return digest.hexdigest()
 
     def subset(self, number: int, seed: int) -> "ImageSet":
         """Return `number` rows drawn without replacement, in order; all of them for 0 or if there are no more."""
@@ -101,17 +113,19 @@ def load(
     Raises InputError, in one line, for whatever cannot be loaded.
     """
     source, labels = str(source), None if labels in (None, "", "label") else labels
-    if min(image_size or 4, at_most or 4) < 4:
-        raise InputError(f"image_size is {image_size or at_most}; it must be at least 4")
-    one_of(f"split of {source}", split, splits(source))
-    if source == "digits":
-        image_set = _digits(split, labels)
-    elif source in TORCHVISION:
-        image_set = _torchvision(source, split, labels)
-    elif files := _parquet_files(Path(source), split):
-        return _parquet(files, labels, image_size, at_most)
-    else:
-        return _folder(Path(source), split, labels, image_size, at_most)
+    for name, side in {"image_size": image_size, "at_most": at_most}.items():
+        if not 4 <= (side or 4) <= MAX_SIDE:
+            raise InputError(f"{name} is {side}; it must be from 4 to {MAX_SIDE:,}")
+    one_of(f"split of {printable(source)}", split, splits(source))
+    with _in_one_line(source):
+        if source == "digits":
+            image_set = _digits(split, labels)
+        elif source in TORCHVISION:
+            image_set = _torchvision(source, split, labels)
+        elif files := parquet.split_files(Path(source), split):
+            return _parquet(files, labels, image_size, at_most)
+        else:
+            return _folder(Path(source), split, labels, image_size, at_most)
     if at_most and max(image_set.images.shape[2:]) > at_most:
         image_size = image_size or at_most
     if image_size:
@@ -124,16 +138,31 @@ def splits(source: str | Path) -> list[str]:
 
     Raises InputError if there is no such source, naming those there are.
     """
-    path = Path(source)
-    if str(source) in NAMES:
+    source, path = str(source), Path(source)
+    if source in NAMES:
         return ["train", "test"]
-    if not path.exists():
-        if os.sep in str(source) or "." in str(source):
-            raise InputError(f"no such file or folder: {source}")
-        one_of("dataset", str(source), [*NAMES, "or a folder or parquet file"])
-    if path.is_file() and path.suffix != ".parquet":
-        raise InputError(f"{source} is neither a folder nor a .parquet file")
-    return ["train", "test"] if _parquet_files(path, "test") or len(split_folders(path)) > 1 else ["train"]
+    with _in_one_line(source):
+        if not os.path.exists(source):
+            if os.sep in source or "." in source:
+                raise InputError(f"no such file or folder: {source}")
+            one_of("dataset", source, [*NAMES, "or a folder or parquet file"])
+        if not path.is_dir() and not (path.is_file() and path.suffix == ".parquet"):
+            raise InputError(f"{source} is neither a folder nor a .parquet file")
+        is_file = path.is_file()
+        both = not is_file and (parquet.split_files(path, "test") or len(split_folders(path)) > 1)
+        return ["train", "test"] if both else ["train"]
+
+
+@contextmanager
+def _in_one_line(source: str) -> Iterator[None]:
+    """Turn what the system says of `source` into InputError, and escape what names in a message may hold."""
+    try:
+        yield
+    except OSError as error:
+        what = error.filename if isinstance(error.filename, str) else source
+        raise InputError(printable(f"{what} cannot be read: {error.strerror or error}")) from None
+    except InputError as error:
+        raise InputError(printable(str(error))) from None
 
 
 def root() -> Path:
@@ -215,62 +244,22 @@ def _torchvision(name: str, split: str, labels: str | None) -> ImageSet:
     return ImageSet(images, given, true, [str(c) for c in classes], [str(i) for i in range(len(images))])
 
 
-def _parquet_files(path: Path, split: str) -> list[Path]:
-    """Return the parquet files of `split`: `train.parquet`, `train-00000-of-00002.parquet`, `train/0000.parquet`."""
-    if path.suffix == ".parquet":
-        return [path] if split == "train" else []
-    files = sorted(path.glob("**/*.parquet"))
-    words = [f.stem.split("-")[0] for f in files]
-    named = [w if w in ("train", *TEST_NAMES) else f.parent.name for w, f in zip(words, files, strict=True)]
-    for name in TEST_NAMES if split == "test" else (split,):
-        if name in named:
-            return [f for f, own in zip(files, named, strict=True) if own == name]
-    return []
-
-
 def _parquet(files: list[Path], labels: str | None, image_size: int | None, at_most: int | None) -> ImageSet:
-    try:
-        tables = [pq.read_table(file) for file in files]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{files[0]} is no readable parquet file: {str(error).splitlines()[0]}") from None
-    columns = tables[0].column_names
-    if "image" not in columns:
-        raise InputError(f"{files[0]} has no column 'image': it has {', '.join(columns)}")
-    given_name = one_of(f"label column of {files[0]}", labels or "label", [c for c in columns if c != "image"])
-    names = ["label"] if given_name == "label" or "label" not in columns else ["label", given_name]
-    names = names if given_name in names else [given_name]
-    values = {}
-    for name in names:
-        array = np.concatenate([t.column(name).to_numpy() for t in tables])
-        if not np.issubdtype(array.dtype, np.integer):
-            raise InputError(
-                f"label column '{name}' of {files[0]} holds {array.dtype} (missing values?), not whole numbers"
-            )
-        values[name] = array.astype(np.int64)
-    metadata = json.loads((tables[0].schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = metadata.get("info", {}).get("features", {})
-    listed = next((features[n]["names"] for n in (given_name, "label") if "names" in features.get(n, {})), None)
-    class_names = list(listed or map(str, range(max(int(v.max(initial=-1)) for v in values.values()) + 1)))
-    for name, array in values.items():
-        bad = np.flatnonzero((array < 0) | (array >= len(class_names)))
-        if len(bad):
-            where = f"row {bad[0]} of label column '{name}' of {files[0]}"
-            raise InputError(f"{where} holds {array[bad[0]]}; labels run from 0 to {len(class_names) - 1}")
-    kind = tables[0].schema.field("image").type
-    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
-        raise InputError(f"column 'image' of {files[0]} holds {kind}, not a struct with the field 'bytes'")
-    blobs = [(cell or {}).get("bytes") or b"" for t in tables for cell in t.column("image").to_pylist()]
-    if not blobs:
-        raise InputError(f"{files[0]} has no rows")
-    ids = [str(i) for i in range(len(blobs))]
-    images, kept, unreadable, notes = decode(blobs, ids, io.BytesIO, image_size, at_most)
-    true = values["label"][kept] if labels and "label" in values else None
-    return ImageSet(images, values[given_name][kept], true, class_names, [ids[i] for i in kept], unreadable, notes)
+    blobs, given, true, class_names = parquet.read(files, labels)
+    rows = np.flatnonzero(given >= 0)
+    if not len(rows):
+        raise InputError(f"label column '{labels or 'label'}' of {files[0]} has no label in any of its rows")
+    ids = [str(i) for i in rows]
+    images, kept, broken, notes = decode([blobs[i] for i in rows], ids, io.BytesIO, image_size, at_most)
+    missing = [(str(i), printable(f"has no {labels or 'label'}")) for i in np.flatnonzero(given < 0)]
+    unreadable, rows = sorted(missing + broken, key=lambda pair: int(pair[0])), rows[kept]
+    true = None if true is None else true[rows]
+    return ImageSet(images, given[rows], true, class_names, [ids[i] for i in kept], unreadable, notes)
 
 
 def _folder(source: Path, split: str, labels: str | None, image_size: int | None, at_most: int | None) -> ImageSet:
     folders = split_folders(source)
-    files, given, true, unreadable = listing(folders[split], labels)
+    files, given, true, unreadable = listing(folders[split], labels, source)
     ids = [id for id in files if id in given]
     images, kept, broken, notes = decode([files[id] for id in ids], ids, lambda path: path, image_size, at_most)
     ids = [ids[i] for i in kept]
@@ -279,23 +268,27 @@ def _folder(source: Path, split: str, labels: str | None, image_size: int | None
         names |= {*given.values(), *true.values()}
         for column in {labels, None}:
             with suppress(InputError):
-                _, other_given, other_true, _ = listing(folders[other], column)
+                _, other_given, other_true, _ = listing(folders[other], column, source)
                 names |= {*other_given.values(), *other_true.values()}
     class_names = _class_names(names)
     number = {name: i for i, name in enumerate(class_names)}
     labels_given = np.array([number[given[id]] for id in ids], np.int64)
     labels_true = np.array([number[true[id]] for id in ids], np.int64) if true else None
-    for lonely in np.flatnonzero(np.bincount(labels_given, minlength=len(class_names)) == 1):
-        notes.append(f"class '{class_names[lonely]}' has one image: no other one of its class can speak for it")
+    lonely = np.flatnonzero(np.bincount(labels_given, minlength=len(class_names)) == 1)
+    if len(lonely) == 1:
+        notes.append(f"class '{class_names[lonely[0]]}' has one image: no other one of its class can speak for it")
+    elif len(lonely):
+        notes.append(f"{len(lonely):,} classes have one image each, the first: '{class_names[lonely[0]]}'")
     inside = "" if folders[split] == source else f"{folders[split].name}/"
-    paths, ids = [files[id] for id in ids], [inside + id for id in ids]
+    paths, ids = [Path(files[id]) for id in ids], [inside + id for id in ids]
     unreadable = [(inside + id, reason) for id, reason in sorted(unreadable + broken)]
     return ImageSet(images, labels_given, labels_true, class_names, ids, unreadable, notes, paths)
 
 
 def _class_names(names: set[str]) -> list[str]:
-    """Sort numbers as numbers, everything else as text."""
-    return sorted(names, key=lambda n: (int(n), n)) if all(n.isdecimal() for n in names) else sorted(names)
+    """Sort numbers as numbers, everything else as text; Python reads numbers of up to 4,300 digits."""
+    numbers = all(n.isdecimal() and len(n) < 4300 for n in names)
+    return sorted(names, key=lambda n: (int(n), n)) if numbers else sorted(names)
 
 
 def _resize(images: Tensor, size: int) -> Tensor:

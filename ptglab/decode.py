@@ -1,22 +1,40 @@
 """Decoding: many image files, or their bytes, into one uint8 tensor, in parallel; what cannot be read is listed."""
 
+import ctypes
+import functools
+import io
+import logging
+import os
 import tempfile
+import threading
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 from tqdm import tqdm
 
 from ptglab.errors import InputError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+# What a file of such a name may really hold. Not all that Pillow opens: it starts Ghostscript for some, and guesses.
+FORMATS = ["PNG", "JPEG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO"]
 MAX_PIXELS = 100_000_000  # of one image; a larger one is listed as unreadable
+MAX_SIDE = 65_535  # to resize a longer side, Pillow's filter would take gigabytes
+LARGE_PIXELS = 30_000_000  # images of more are decoded one at a time: a machine may have more threads than gigabytes
 IN_MEMORY = 2 << 30  # bytes of pixels above which they lie in a memory-mapped temporary file
 BLOCK = 64  # images a task
 SMALL_PIXELS = 96 * 96
+TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
+         8: "ROTATE_90"}  # fmt: skip
+_large = threading.Lock()
+
+# Pillow logs to stderr, where nobody listens, what it also raises.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def decode(
@@ -30,6 +48,13 @@ def decode(
     Returns (images uint8 [M, C, H, W], the M rows of `sources` that were readable, [(id, reason)] of the others, notes
     on what was changed). Raises InputError if none is readable.
     """
+    _silence_libtiff()
+    with warnings.catch_warnings():  # around the threads, not in them: the filters belong to the whole process
+        warnings.simplefilter("ignore")  # Pillow warns of damage that it reads over
+        return _decode(sources, ids, opened, image_size, at_most)
+
+
+def _decode(sources, ids, opened, image_size, at_most):
     headers = _in_parallel(lambda i: _header(opened(sources[i])), len(sources), "reading headers")
     reasons = {i: header for i, header in enumerate(headers) if isinstance(header, str)}
     rows = [i for i in range(len(sources)) if i not in reasons]
@@ -44,9 +69,10 @@ def decode(
 
         def fill(row: int) -> str | None:
             try:
-                pixels[row] = _pixels(opened(sources[rows[row]]), channels, size)
+                with _large if np.prod(sizes[row]) > LARGE_PIXELS else nullcontext():
+                    pixels[row] = _pixels(opened(sources[rows[row]]), channels, size)
             except Exception as error:  # a decoder may raise anything on a damaged file
-                return f"cannot be decoded: {error}".removesuffix(": ")
+                return f"cannot be decoded: {_reason(error)}"
 
         # A small image is mostly Python overhead, under one lock: threads would only get in each other's way.
         workers = None if np.prod(sizes, axis=1).mean() > SMALL_PIXELS else 1
@@ -95,34 +121,79 @@ def _common_size(sizes: np.ndarray, image_size: int | None, at_most: int | None)
 def _header(file) -> tuple[tuple[int, int], bool, bool] | str:
     """Return ((width, height), is it grey, has it an alpha channel), or why it cannot be read."""
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 return f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}"
+            if max(image.size) > MAX_SIDE:
+                return f"{image.width} x {image.height} pixels: a side is longer than {MAX_SIDE:,}"
             alpha = "A" in image.getbands() or "transparency" in image.info
-            lying = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             return (
-                image.size[::-1] if lying else image.size,
+                image.size[::-1] if _orientation(image) >= 5 else image.size,
                 image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16"),
                 alpha,
             )
-    except Image.DecompressionBombError as error:
-        return str(error)
+    except Image.UnidentifiedImageError:
+        length = file.getbuffer().nbytes if isinstance(file, io.BytesIO) else os.path.getsize(file)
+        return "not an image" if length else "not an image: it is empty"
     except Exception as error:  # a decoder may raise anything on a damaged file
-        return "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error) or "not an image"
+        return _reason(error)
 
 
 def _pixels(file, channels: int, size: tuple[int, int]) -> np.ndarray:
     """Return uint8 [C, H, W]; of an animation the first frame, of deep grey the upper eight bits."""
-    with Image.open(file) as image:
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-        image = ImageOps.exif_transpose(image)
+    with Image.open(file, formats=_formats()) as image:
+        turn = TURNS.get(_orientation(image))
+        image.load()
+        if turn:
+            image = image.transpose(Image.Transpose[turn])
+        if image.mode == "F" or image.mode.startswith("I"):
+            image = Image.fromarray(_eight_bits(np.asarray(image)))
         image.info.pop("transparency", None)  # dropped in any case; Pillow warns of some
         image = image.convert("L" if channels == 1 else "RGB")
         if image.size != size:
             image = image.resize(size, Image.Resampling.BICUBIC)
         array = np.asarray(image)
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+
+def _eight_bits(deep: np.ndarray) -> np.ndarray:
+    """Return uint8 of 16-bit numbers, or of fractions from 0 to 1 or 0 to 255."""
+    if np.issubdtype(deep.dtype, np.integer):
+        return (deep >> 8).clip(0, 255).astype(np.uint8)
+    scale = 255 if deep.max(where=np.isfinite(deep), initial=0) <= 1 else 1
+    return np.nan_to_num(deep * np.float32(scale)).clip(0, 255).round().astype(np.uint8)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the camera's note which side is up, 1 to 8; 1 also for TIFF, which Pillow turns by itself."""
+    orientation = 1
+    with suppress(Exception):  # a damaged note is no reason to miss the image
+        if image.format != "TIFF":
+            # Not the method of PNG images, which would decode all pixels to look for a note behind them.
+            orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    return orientation if orientation in TURNS else 1
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Return those of FORMATS that this Pillow knows."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+@functools.cache
+def _silence_libtiff() -> None:
+    """Keep libtiff from writing to stderr what Pillow raises as well; it has no other switch."""
+    with suppress(OSError, AttributeError):  # where it is not linked dynamically
+        pillow = ctypes.CDLL(Image.core.__file__)
+        pillow.TIFFSetErrorHandler(None)
+        pillow.TIFFSetWarningHandler(None)
+
+
+def _reason(error: Exception) -> str:
+    """Return in one short line what `error` says, without the path of the file."""
+    text = " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _allocate(shape: tuple[int, ...]) -> np.ndarray:

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import os
+import re
+from dataclasses import replace
 from urllib.error import URLError
 
 import numpy as np
@@ -16,7 +18,7 @@ from conftest import refused
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from ptglab import data
+from ptglab import data, decode
 from ptglab.errors import InputError
 
 
@@ -84,7 +86,9 @@ def test_what_is_not_there_is_named(tmp_path):
     refused("no such file or folder: x.parquet")("x.parquet")
     refused("unknown split of digits 'tset'", "did you mean 'test'")("digits", "tset")
     refused("unknown label column of digits 'labl'", "did you mean 'label'")("digits", labels="labl")
-    refused("image_size is 3")("digits", image_size=3)
+    refused("image_size is 3", "from 4 to 4,096")("digits", image_size=3)
+    refused("at_most is 5000", "from 4 to 4,096")("digits", image_size=8, at_most=5000)
+    refused("unknown dataset ''")("")
     (tmp_path / "list.csv").write_text("id,label\n")
     refused("list.csv is neither a folder nor a .parquet file")(tmp_path / "list.csv")
     refused(f"{tmp_path} holds no images", ".png")(tmp_path)
@@ -309,9 +313,9 @@ def test_damaged_parquet_images_are_listed_and_their_labels_left_out(tmp_path):
 
 NAMES = {"label": ["a", "b"]}
 BAD_PARQUET = {
-    "negative": (dict(label=[0, -1]), NAMES, ["row 1", "'label'", "holds -1", "from 0 to 1"]),
+    "negative": (dict(label=[0, -1]), NAMES, ["row 1", "'label'", "holds -1", "whole numbers from 0"]),
     "too large": (dict(label=[2, 0]), NAMES, ["row 0", "'label'", "holds 2", "from 0 to 1"]),
-    "missing": (dict(label=[0, None]), NAMES, ["'label'", "missing values?"]),
+    "fraction": (dict(label=[0, 0.5]), NAMES, ["row 1", "'label'", "holds 0.5", "whole numbers from 0"]),
     "text": (dict(label=["a", "b"]), None, ["'label'", "not whole numbers"]),
 }
 
@@ -321,6 +325,16 @@ def test_bad_parquet_labels_are_refused(tmp_path, case):
     columns, names, words = BAD_PARQUET[case]
     path = write_parquet(tmp_path / "x.parquet", [1, 2], names, **columns)
     refused(str(path), *words)(path)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_rows_without_a_label_are_listed(tmp_path, missing):
+    columns = dict(given=[2, missing, 1, 0], label=[0, 1, None, 2])
+    path = write_parquet(tmp_path / "x.parquet", [5, 6, 7, b"no image"], **columns)
+    image_set = data.load(path, labels="given")
+    assert values(image_set) == [5, 7] and image_set.ids == ["0", "2"] and image_set.labels_given.tolist() == [2, 1]
+    assert image_set.unreadable == [("1", "has no given"), ("3", "not an image")]
+    assert image_set.labels_true is None  # it has gaps
 
 
 def test_bad_parquet_files_are_refused(tmp_path):
@@ -455,6 +469,110 @@ def test_a_lone_train_folder_is_a_split(tmp_path):
     assert data.load(tmp_path).class_names == ["a", "b"]
 
 
+def test_classes_of_one_image_are_noted(tmp_path):
+    write_images(tmp_path, {"b/1.png": 1, "b/2.png": 2} | {f"{c}/1.png": 3 for c in "acd"})
+    assert data.load(tmp_path).notes == ["3 classes have one image each, the first: 'a'"]
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_the_files_are_those_of_the_rows(tmp_path, split):
+    """Also after damaged ones are left out, in a subset, and of names that cannot be printed."""
+    inside = "train/" if split else ""
+    names = {f"{inside}{c}/{name}.png": 7 * i for i, c in enumerate("ab") for name in ("1", "2\n", "3\udcff", "4")}
+    names = {name: 10 + i for i, name in enumerate(names)}
+    write_images(tmp_path, names | ({"test/a/9.png": 200} if split else {}))
+    (tmp_path / inside / "a" / "1.png").write_bytes(b"no image")
+    whole = data.load(tmp_path)
+    assert len(whole) == 7 and whole.unreadable == [(f"{inside}a/1.png", "not an image")]
+    for image_set in (whole, whole.subset(4, seed=3)):
+        assert [names[path.relative_to(tmp_path).as_posix()] for path in image_set.files] == values(image_set)
+        assert [id.split("/")[-2] for id in image_set.ids] == [path.parent.name for path in image_set.files]
+    assert rf"{inside}b/2\n.png" in whole.ids and rf"{inside}b/3\xff.png" in whole.ids
+    assert data.load("digits").files == ()
+
+
+@pytest.mark.parametrize("when", ["before the headers", "before the pixels"])
+def test_an_image_that_vanishes_is_listed(tmp_path, monkeypatch, when):
+    write_images(tmp_path, {f"{c}/{i}.png": 10 * i for c in "ab" for i in range(3)})
+    name = "listing" if when == "before the headers" else "_common_size"
+    module = data if when == "before the headers" else decode
+    original = getattr(module, name)
+
+    def vanish(*args):
+        result = original(*args)
+        (tmp_path / "a" / "1.png").unlink()
+        return result
+
+    monkeypatch.setattr(module, name, vanish)
+    image_set = data.load(tmp_path)
+    assert image_set.ids == ["a/0.png", "a/2.png", "b/0.png", "b/1.png", "b/2.png"]
+    assert [id for id, _ in image_set.unreadable] == ["a/1.png"] and "No such file" in image_set.unreadable[0][1]
+
+
+def test_what_the_system_says_of_a_source_is_one_line(tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", denied)
+    (tmp_path / "a\nb").mkdir()
+    refused(r"a\nb cannot be read: Permission denied")(tmp_path / "a\nb")
+    refused("Permission denied", call=data.splits)(tmp_path)
+
+
+# ---- fingerprints
+
+
+def painted(n=5, shape=(3, 6, 7), seed=0):
+    draws = np.random.default_rng(seed)
+    images = torch.from_numpy(draws.integers(0, 256, (n, *shape), np.uint8))
+    return data.ImageSet(images, draws.integers(0, 3, n), None, list("abc"), [f"{i}.png" for i in range(n)])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_a_fingerprint_tells_sets_apart(channels):
+    one = painted(shape=(channels, 6, 7))
+    pixel, labels = one.images.clone(), one.labels_given.copy()
+    pixel[3, -1, 5, 6] ^= 1
+    labels[2] = (labels[2] + 1) % 3
+    turned = one.images.reshape(5, channels, 7, 6)
+    others = [
+        dict(images=pixel), dict(labels_given=labels), dict(ids=[*one.ids[:4], "x.png"]), dict(class_names=list("abd")),
+        dict(class_names=["a", "b", "c", "d"]), dict(images=turned), dict(images=one.images.flip(0)),
+        dict(ids=one.ids[::-1]), dict(images=one.images[:, :, :5]), dict(ids=["0.png1", ".png", *one.ids[2:]]),
+    ]  # fmt: skip
+    prints = [one.fingerprint, *(replace(one, **other).fingerprint for other in others)]
+    assert len(set(prints)) == len(prints) and all(re.fullmatch("[0-9a-f]{64}", p) for p in prints)
+    rows = one.subset(4, seed=0)
+    assert rows.fingerprint not in prints
+
+
+def test_a_fingerprint_is_of_the_content_alone():
+    one, same = painted(), painted()
+    strided = torch.empty(5, 6, 7, 3, dtype=torch.uint8).permute(0, 3, 1, 2).copy_(one.images)
+    known = replace(same, images=strided, labels_true=one.labels_given, notes=["resized"], unreadable=[("x", "y")])
+    narrow = replace(one, labels_given=one.labels_given.astype(np.int32))
+    assert one.fingerprint == same.fingerprint == known.fingerprint == narrow.fingerprint != painted(seed=1).fingerprint
+
+
+@pytest.mark.parametrize("n, sampled", [(999, 1), (2000, 2), (12_345, 12)])
+def test_a_fingerprint_of_many_images_samples_about_a_thousand(n, sampled):
+    one = painted(n, (1, 2, 2))
+    changed, unseen = one.images.clone(), one.images.clone()
+    changed[sampled * 500] ^= 1
+    unseen[sampled * 500 + 1] ^= 1
+    assert replace(one, images=changed).fingerprint != one.fingerprint
+    assert (replace(one, images=unseen).fingerprint == one.fingerprint) == (sampled > 1)
+
+
+def test_a_fingerprint_of_a_folder(tmp_path):
+    write_images(tmp_path, {f"{c}/{i}.png": 10 * i for c in "ab" for i in range(3)})
+    first = data.load(tmp_path)
+    assert data.load(tmp_path).fingerprint == first.fingerprint
+    assert data.load(tmp_path, at_most=4).fingerprint != first.fingerprint
+    (tmp_path / "a" / "1.png").rename(tmp_path / "b" / "9.png")
+    assert data.load(tmp_path).fingerprint != first.fingerprint
+
+
 # ---- flat folders with a CSV
 
 
@@ -504,9 +622,30 @@ def test_unlisted_missing_and_unlabelled_images_are_listed(tmp_path):
     }
 
 
+def test_an_image_listed_twice_counts_once_or_not_at_all(tmp_path):
+    rows = [
+        "a.png,x,y",
+        "a.png,x,y",
+        "b.png,x,y",
+        "b.png,x,x",
+        "c.png,x,y",
+        "c.png,y,y",
+        "./sub\\d.png,x,",
+        "sub/d.png,x,x",
+    ]
+    text = "\n".join(["id,label,given", *rows])
+    image_set = data.load(flat(tmp_path, text), labels="given")
+    assert image_set.ids == ["a.png"] and names_given(image_set) == ["y"]
+    assert image_set.unreadable == [
+        ("b.png", "listed twice in labels.csv, as y/x and as x"),
+        ("c.png", "listed twice in labels.csv, as y/x and as y"),
+        ("sub/d.png", "has no given in labels.csv"),
+    ]
+
+
 BAD_CSV = {
-    "id twice": ("id,label\na.png,x\na.png,x\n", ["labels.csv lists 'a.png' twice"]),
-    "id twice, once without a label": ("id,label\na.png,\na.png,x\n", ["labels.csv lists 'a.png' twice"]),
+    "two columns of a name": ("id,label,label\na.png,x,y\n", ["labels.csv has two columns 'label'"]),
+    "open quote": ('id,label\na.png,"x\n', ["labels.csv is no UTF-8 CSV", "line 2", "quote left open"]),
     "no id": ("file,label\na.png,x\n", ["labels.csv has no column 'id'", "file, label"]),
     "no label": ("id,lable\na.png,x\n", ["unknown label column", "'label'", "did you mean 'lable'"]),
     "empty": ("", ["labels.csv has no column 'id'", "none"]),

@@ -1,10 +1,13 @@
 """Decoding against a slow per-image Pillow reference, and files that cannot be read."""
 
 import statistics
+import threading
+import time
+import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from ptglab import decode as module
 from ptglab.decode import decode
@@ -98,6 +101,33 @@ def test_a_camera_s_note_which_side_is_up_is_followed(tmp_path, orientation):
     assert (unreadable, notes) == ([], [])
 
 
+@pytest.mark.parametrize("kind", ["png", "webp", "tiff", "jpg"])
+def test_images_that_lie_count_as_upright(tmp_path, kind):
+    """So that those of one size, once upright, keep it."""
+    exif = Image.Exif()
+    exif[274] = 6
+    for i in range(2):
+        Image.new("RGB", (20, 8)).save(tmp_path / f"{i}.{kind}", exif=exif)
+    images, _, unreadable, notes = decode_files([tmp_path / f"{i}.{kind}" for i in range(2)])
+    assert images.shape == (2, 3, 20, 8) and (unreadable, notes) == ([], [])
+
+
+def test_deep_grey_that_lies_is_turned(tmp_path):
+    deep, exif = np.arange(12, dtype=np.uint16).reshape(3, 4) * 4096, Image.Exif()
+    exif[274] = 8
+    Image.fromarray(deep).save(tmp_path / "1.png", exif=exif)
+    np.testing.assert_array_equal(decode_files([tmp_path / "1.png"])[0][0, 0].numpy(), np.rot90(deep // 256))
+
+
+@pytest.mark.parametrize("note", [b"", b"MM", b"II*\0\xff\xff\xff\xff", b"Exif\0\0" + bytes(range(99)), bytes(500)])
+@pytest.mark.parametrize("kind", ["png", "webp", "jpg"])
+def test_a_damaged_note_is_no_damaged_image(tmp_path, kind, note):
+    image = noise_image("RGB", (16, 16))
+    image.save(tmp_path / f"1.{kind}", exif=note, lossless=True)
+    images, _, unreadable, _ = decode_files([tmp_path / f"1.{kind}"])
+    assert unreadable == [] and images.shape == (1, 3, 16, 16)
+
+
 def test_image_size_is_not_noted_because_it_was_asked_for(tmp_path):
     paths = saved(tmp_path, [noise_image("RGB", size) for size in [(20, 30), (40, 40)]])
     images, _, _, notes = decode_files(paths, image_size=24)
@@ -125,6 +155,30 @@ def test_sixteen_bits_keep_the_upper_eight(tmp_path):
     paths = saved(tmp_path, [Image.fromarray(deep)])
     images = decode_files(paths)[0]
     np.testing.assert_array_equal(images[0, 0].numpy(), deep // 256)
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", "<i4", "<f4"])
+def test_deep_tiffs(tmp_path, dtype):
+    """Whole numbers keep the upper eight of sixteen bits; fractions up to 1 are spread, others cut to 0 to 255."""
+    deep = np.array([[0, 255, 256, 40000, 65535]], dtype)
+    Image.fromarray(deep).save(tmp_path / "1.tif")
+    expected = [0, 255, 255, 255, 255] if dtype == "<f4" else [0, 0, 1, 156, 255]
+    assert decode_files([tmp_path / "1.tif"])[0].flatten().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "fractions, expected",
+    [
+        ([0, 0.5, 1], [0, 128, 255]),
+        ([-1, 0.5, 1], [0, 128, 255]),
+        ([np.nan, 0.2, np.inf], [0, 51, 255]),
+        ([-np.inf, 1.5, 300], [0, 2, 255]),
+        ([np.nan, np.nan, np.nan], [0, 0, 0]),
+    ],
+)
+def test_fractions(tmp_path, fractions, expected):
+    Image.fromarray(np.array([fractions], np.float32)).save(tmp_path / "1.tif")
+    assert decode_files([tmp_path / "1.tif"])[0].flatten().tolist() == expected
 
 
 def palette_image():
@@ -209,6 +263,102 @@ def test_what_pillow_calls_a_bomb_is_listed(tmp_path, monkeypatch):
     _, kept, unreadable, _ = decode_files(paths)
     assert kept == [0]
     assert [name for name, _ in unreadable] == ["001.png"] and "900 pixels" in unreadable[0][1]
+
+
+def test_what_pillow_warns_of_is_no_noise(tmp_path, monkeypatch):
+    paths = saved(tmp_path, [noise_image("L", (30, 30))])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(Image.DecompressionBombWarning):  # it would
+        Image.open(paths[0])
+    before = list(warnings.filters)
+    assert decode_files(paths)[1] == [0]
+    assert warnings.filters == before
+
+
+def test_libtiff_keeps_quiet(tmp_path, capfd):
+    noise_image("1", (24, 24)).save(tmp_path / "1.tif", compression="group4")
+    content = bytearray((tmp_path / "1.tif").read_bytes())
+    content[10:30] = bytes(20)
+    (tmp_path / "1.tif").write_bytes(content)
+    decode_files([*saved(tmp_path, [noise_image("L", (24, 24))]), tmp_path / "1.tif"])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_image_with_a_side_too_long_is_listed(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_SIDE", 20)
+    paths = saved(tmp_path, [noise_image("L", size) for size in [(20, 2), (2, 21)]])
+    _, kept, unreadable, _ = decode_files(paths)
+    assert (kept, unreadable) == ([0], [("001.png", "2 x 21 pixels: a side is longer than 20")])
+
+
+@pytest.mark.parametrize("large, together", [(0, False), (1 << 40, True)])
+def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch, large, together):
+    monkeypatch.setattr(module, "LARGE_PIXELS", large)
+    monkeypatch.setattr(module, "BLOCK", 1)
+    monkeypatch.setattr(module, "SMALL_PIXELS", 0)
+    running, most, lock, pixels = [], [], threading.Lock(), module._pixels
+
+    def watched(*args):
+        with lock:
+            running.append(1)
+            most.append(len(running))
+        time.sleep(0.1)
+        with lock:
+            running.pop()
+        return pixels(*args)
+
+    monkeypatch.setattr(module, "_pixels", watched)
+    assert len(decode_files(saved(tmp_path, [noise_image("L", (4, 4))] * 4))[1]) == 4
+    assert (max(most) > 1) == together
+
+
+def test_every_image_is_decoded_once(tmp_path, monkeypatch):
+    """Pillow decodes a whole PNG image when it is asked for the camera's notes."""
+    calls, prepare = [], PngImagePlugin.PngImageFile.load_prepare
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load_prepare", lambda self: calls.append(prepare(self)))
+    decode_files(saved(tmp_path, [noise_image("RGB", (8, 8), i) for i in range(5)]))
+    assert len(calls) == 5
+
+
+PROGRAM = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("content", [PROGRAM, b"\n".join([b"! XPM2", b"1 1 1 1", b"a c #000", b"a"]), b"SIMPLE  ="])
+def test_only_formats_of_photographs_are_opened(tmp_path, content):
+    """An EPS file is a program, which Pillow gives to Ghostscript."""
+    paths = saved(tmp_path, [noise_image("L", (4, 4))])
+    (tmp_path / "x.png").write_bytes(content)
+    assert decode_files([*paths, tmp_path / "x.png"])[2] == [("x.png", "not an image")]
+
+
+@pytest.mark.parametrize("stage", ["header", "pixels"])
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (FileNotFoundError(2, "No such file or directory", "/a/path.png"), "No such file or directory"),
+        (OSError("image file is truncated"), "image file is truncated"),
+        (ValueError("two\nlines \x1b[31m \udcff"), r"two lines \x1b[31m \udcff"),
+        (KeyError(), "KeyError"),
+        (MemoryError(), "MemoryError"),
+        (SyntaxError("x" * 5000), "x" * 200),
+    ],
+)
+def test_a_reason_is_one_short_line(tmp_path, monkeypatch, stage, error, said):
+    paths = saved(tmp_path, [noise_image("L", (4, 4)) for _ in range(2)])
+
+    prepare = PngImagePlugin.PngImageFile.load_prepare
+
+    def fail(image):
+        if image.filename.endswith("001.png"):
+            raise error
+        return prepare(image) if stage == "pixels" else 1
+
+    if stage == "header":
+        monkeypatch.setattr(module, "_orientation", fail)
+    else:
+        monkeypatch.setattr(PngImagePlugin.PngImageFile, "load_prepare", fail)
+    unreadable = decode_files(paths)[2]
+    assert unreadable == [("001.png", said if stage == "header" else f"cannot be decoded: {said}")]
 
 
 @pytest.mark.parametrize("damage", ["header", "pixels"])

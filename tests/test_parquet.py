@@ -1,0 +1,102 @@
+"""Parquet files: which belong to a split, what is read of them, and what is refused."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from bad_inputs import parquet as content
+from conftest import refused
+
+from ptglab import parquet
+
+BLOBS = [b"a", b"bc", None, b""]
+
+
+def write(path, *args, **kwargs):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content(*args, **kwargs))
+    return path
+
+
+def test_what_is_read(tmp_path):
+    """Of two files, in order; a missing image is empty, a missing given label -1."""
+    first = write(tmp_path / "1.parquet", BLOBS, given=[0, 1, None, 2], label=[2, 1, 0, 0], more=["x"] * 4)
+    second = write(tmp_path / "2.parquet", [b"d"], given=pa.array([1], pa.uint8()), label=[1])
+    blobs, given, true, names = parquet.read([first, second], "given")
+    assert blobs == [b"a", b"bc", b"", b"", b"d"] and names == ["cat", "dog", "owl"]
+    assert given.dtype == true.dtype == np.int64
+    assert given.tolist() == [0, 1, -1, 2, 1] and true.tolist() == [2, 1, 0, 0, 1]
+    blobs, given, true, _ = parquet.read([first], None)
+    assert given.tolist() == [2, 1, 0, 0] and true is None
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.int8(), pa.uint16(), pa.int64(), pa.uint64(), pa.float16(), pa.float32(), pa.bool_()]
+)
+@pytest.mark.parametrize("gap", [False, True])
+def test_labels_of_any_kind_of_number(tmp_path, kind, gap):
+    array = pa.array([1, 0, 1, None if gap else 0]).cast(pa.float32()).cast(kind)
+    path = write(tmp_path / "x.parquet", BLOBS, label=array)
+    assert parquet.read([path], None)[1].tolist() == [1, 0, 1, -1 if gap else 0]
+
+
+def test_a_truth_with_gaps_is_none(tmp_path):
+    path = write(tmp_path / "x.parquet", BLOBS, given=[0, 1, 1, 1], label=[0, None, 1, 2])
+    assert parquet.read([path], "given")[2] is None
+
+
+def test_a_truth_that_only_one_file_has_is_none(tmp_path):
+    first = write(tmp_path / "1.parquet", BLOBS, given=[0, 1, 1, 1], label=[0, 0, 1, 2])
+    second = write(tmp_path / "2.parquet", BLOBS, given=[0, 1, 1, 2])
+    assert parquet.read([first, second], "given")[2] is None
+
+
+@pytest.mark.parametrize(
+    "features, expected",
+    [
+        ({"label": {"names": ["a", "b"]}}, ["a", "b"]),
+        ({"label": {"names": ["a\n", 2]}}, [r"a\n", "2"]),
+        ({"given": {"names": ["c", "d"]}, "label": {"names": ["a", "b"]}}, ["c", "d"]),
+        ({"label": {"dtype": "int64"}}, ["0", "1"]),
+        ({"label": None}, ["0", "1"]),
+        ([], ["0", "1"]),
+    ],
+)
+def test_class_names(tmp_path, features, expected):
+    metadata = json.dumps({"info": {"features": features}})
+    path = write(tmp_path / "x.parquet", BLOBS, metadata, given=[0, 1, 1, 1], label=[0, 1, 1, 0])
+    assert parquet.read([path], "given")[3] == expected
+
+
+def test_a_column_of_numbers_is_not_one_of_classes(tmp_path):
+    """It would make as many class names as the largest number."""
+    path = write(tmp_path / "x.parquet", BLOBS, "{}", label=[1, 2, 3, 10**12])
+    refused("'label'", "holds 1000000000000", "one of labels?", call=parquet.read)([path], None)
+    path = write(tmp_path / "x.parquet", BLOBS, "{}", label=[1, 2, 3, 999])
+    assert len(parquet.read([path], None)[3]) == 1000
+
+
+def test_types_in_messages_are_short(tmp_path):
+    wide = pa.array([{f"field{i}": i for i in range(500)}])
+    path = write(tmp_path / "x.parquet", image=wide, label=[0])
+    with pytest.raises(ValueError, match=r"^.{0,250}$"):
+        parquet.read([path], None)
+
+
+def test_the_files_of_a_split(tmp_path):
+    names = ["train-0.parquet", "b/train/x.parquet", "val/y.parquet", "other.parquet", ".hidden/train.parquet"]
+    for name in names:
+        write(tmp_path / name, [b""], label=[0])
+    (tmp_path / "train-1.parquet").mkdir()
+
+    def found(source, split):
+        return [path.relative_to(tmp_path).as_posix() for path in parquet.split_files(source, split)]
+
+    assert found(tmp_path, "train") == ["b/train/x.parquet", "train-0.parquet"]
+    assert found(tmp_path, "test") == ["val/y.parquet"]
+    assert found(tmp_path / "other.parquet", "train") == ["other.parquet"]
+    assert found(tmp_path / "other.parquet", "test") == []
+    (tmp_path / "val").rename(tmp_path / "all.parquet")
+    assert found(tmp_path / "all.parquet", "train") == ["all.parquet/y.parquet"]
+    assert found(tmp_path / "all.parquet", "test") == found(tmp_path, "test") == []
