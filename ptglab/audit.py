@@ -38,14 +38,14 @@ BUDGETS = {
 
 
 def plan(budget: str, detector: str, flag: str) -> Budget:
-    """Return the budget of that name. Raises InputError for a detector or a flag that no audit can do, too."""
-    one_of("detector of an audit", detector, label_errors.usable(probs=True, features=True))
+    """Return the budget of that name. Raises InputError for another one, detector or flag."""
+    one_of("detector", detector, label_errors.DETECTORS)
     if flag not in ("own", "rate") and not flag.isdecimal():
         raise InputError(f"flag is '{flag}': it must be own, rate, or how many labels to flag")
     return BUDGETS[one_of("budget", budget, BUDGETS)]
 
 
-def check(labels: np.ndarray, num_classes: int) -> None:
+def check(labels: np.ndarray) -> None:
     """Raise InputError unless there are FEWEST images, in two classes, that an audit can say anything about."""
     if len(labels) < FEWEST:
         raise InputError(
@@ -120,7 +120,7 @@ def epochs(budget: Budget, images: Tensor, width: int, fresh: bool) -> int:
 
 
 def flag(found: Suspects, by: str, rate: float, labels: np.ndarray, belief: np.ndarray) -> Suspects:
-    """Return `found` flagged `by` its own threshold ("own"), the estimated noise `rate` ("rate"), or a number of labels.
+    """Return `found` flagged `by` its own threshold ("own"), by the estimated `rate` of noise ("rate"), or by a number.
 
     labels: given, int64 [N]; belief: float [N, K], what suggestions are made from.
     """

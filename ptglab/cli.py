@@ -157,6 +157,8 @@ def _values(notebook: str, given: Iterable[str]) -> dict:
             values[name] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
         except (ValueError, KeyError):
             raise InputError(f"parameter '{name}' is '{value}'; it must be of type {kind.__name__}") from None
+        if text != text.encode("utf-8", "replace").decode():  # bytes of a file name that no notebook can hold
+            raise InputError(f"parameter '{name}' is no text: {value!r}; rename what it names")
     return runs.checked(notebook, declared, values)
 
 
@@ -211,7 +213,8 @@ def _print_audit(run: runs.Run) -> None:
     console = Console()
     console.print(
         f"\n[bold]{told['flagged']:,} of {told['images']:,} labels look wrong[/] ({told['detector']}); "
-        f"estimated share of wrong labels {told['rate']:.1%} ({told['low']:.1%} to {told['high']:.1%})"
+        f"estimated share of wrong labels {told['rate']:.1%} "
+        f"(all estimates with their 95 % intervals: {told['low']:.1%} to {told['high']:.1%})"
     )
     if told["unreadable"]:
         console.print(f"{told['unreadable']:,} left out, see unreadable.csv")

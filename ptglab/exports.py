@@ -136,9 +136,9 @@ def gallery(
 ) -> None:
     """Write one HTML page, which needs no network: the suspects as cards to filter, search and sort.
 
-    rate: the estimated share of wrong labels, and the low and high end of its 95 % interval. There are at most `most`
-    cards: the flagged images, the most suspicious first, and the most suspicious of the others; `side`: of their
-    pictures, in pixels. Raises InputError if the suspects are those of another set.
+    rate: the estimated share of wrong labels, and the least and the most that any estimate allows. There are at most
+    `most` cards: the flagged images, the most suspicious first, and the most suspicious of the others; `side`: of
+    their pictures, in pixels. Raises InputError if the suspects are those of another set.
     """
     path, frame = Path(path), table(image_set, suspects)
     # Places in the order of suspicion: flagged ones before the others get a card; then in that order again.

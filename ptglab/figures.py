@@ -52,7 +52,7 @@ def colours(names: Iterable[str]) -> list[str]:
 
 def caption(figure: Figure, **params) -> None:
     """Write the parameters that made the figure in small print below it."""
-    text = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in params.items())
+    text = ", ".join(f"{k.replace('_', ' ')} {short(str(v), 40)}" for k, v in params.items())
     figure.text(0.5, -0.01, text, ha="center", va="top", fontsize=8, color=MUTED)
 
 
@@ -132,14 +132,14 @@ def scores(ax: Axes, score: np.ndarray, flagged: np.ndarray, xlabel: str) -> Axe
     if flagged.any() and not flagged.all() and score[flagged].max() <= score[~flagged].min():
         ax.axvline(score[flagged].max(), color=INK, linewidth=1, linestyle="--", label="threshold")
     ax.set(xlabel=xlabel, ylabel="images")
-    ax.legend()
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     return _plain(ax)
 
 
 def short(name: str, most: int = 16) -> str:
-    """Return a class name on one line, cut to `most` characters, without what matplotlib takes for a formula."""
-    name = " ".join(name.split()).replace("$", "\\$")
-    return name if len(name) <= most else name[: most - 1] + "…"
+    """Return a name on one line, cut to `most` characters, in letters matplotlib can draw, no part of it a formula."""
+    name = " ".join(name.encode("utf-8", "backslashreplace").decode().split())
+    return (name if len(name) <= most else name[: most - 1] + "…").replace("$", "\\$")
 
 
 def lines(ax: Axes, series: Mapping[str, tuple], xlabel: str, ylabel: str, percent: bool = False) -> Axes:

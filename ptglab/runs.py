@@ -233,20 +233,21 @@ def start(path: str | Path, changeable: Iterable[str] = (), **params) -> Run:
     A folder that holds a run with the same parameters, those `changeable` aside, is gone on with. Raises InputError,
     with the difference, if it holds one with others, or if the folder cannot be written.
     """
-    run, free = Run(path), NOT_IDENTITY.union(changeable)
+    run, changeable = Run(path), set(changeable)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        if (run.path / "params.json").exists():
-            stored = run.params
-            different = [
-                f"{name} {stored.get(name)!r} there, {params.get(name)!r} here"
-                for name in sorted(stored.keys() | params.keys())
-                if name not in free and stored.get(name) != params.get(name)
-            ]
-            if different:
-                raise InputError(f"{path} holds a run with other parameters ({'; '.join(different)}): "
-                                 "give another run_dir, or delete that folder")  # fmt: skip
-        write(run.path / "params.json", lambda p: p.write_text(json.dumps(params, indent=1) + "\n"))
+        stored = run.params if (run.path / "params.json").exists() else {}
+        different = [
+            f"{name} {stored.get(name)!r} there, {params.get(name)!r} here"
+            for name in sorted(stored.keys() | params.keys())
+            if stored and name not in NOT_IDENTITY | changeable and stored.get(name) != params.get(name)
+        ]
+        if different:
+            raise InputError(f"{path} holds a run with other parameters ({'; '.join(different)}): "
+                             "give another run_dir, or delete that folder")  # fmt: skip
+        kept = stored | {name: params[name] for name in changeable} if stored else params
+        if not stored or kept != stored:
+            write(run.path / "params.json", lambda p: p.write_text(json.dumps(kept, indent=1) + "\n"))
     except OSError as error:
         raise InputError(f"cannot write the run folder {path}: {error.strerror}") from None
     return run

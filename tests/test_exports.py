@@ -326,7 +326,7 @@ def test_gallery_tells_what_was_found(page, odd):
     text = " ".join("".join(text for tag, text in page.texts if tag not in ("script", "style")).split())
     flagged = suspects_of(len(odd), 4).flagged.sum()
     assert f"{flagged} of 10 labels look wrong. Estimated share of wrong labels: 12.3%" in text
-    assert "(95 % interval 10.0% to 15.0%)" in text
+    assert "95 % intervals: 10.0% to 15.0%)" in text
     assert "Detector: a <detector>." in text and "torch" in text and "1 could not be used" in text
     assert "this page holds" not in text
 
@@ -451,7 +451,7 @@ def test_everything_is_written_at_once(odd, bare, tmp_path):
         assert json.loads((folder / "summary.json").read_text()) == told
         assert len(pd.read_csv(folder / "suspects.csv")) == len(image_set)
         assert Page(folder / "gallery.html").text_of("title") == [f"Suspects: {Path(source).name}"]
-        assert "25.0% (95 % interval 20.0% to 30.0%)" in (folder / "gallery.html").read_text(encoding="utf-8")
+        assert "95 % intervals: 20.0% to 30.0%)" in (folder / "gallery.html").read_text(encoding="utf-8")
 
 
 def test_bytes_that_are_no_text_pass_everywhere(tmp_path):

@@ -116,3 +116,44 @@ def test_scaling_has_ticks_within_a_decade_and_over_many(ax, slowest, ticks):
     assert set(shown) <= set(ticks) and len(shown) >= 3
     assert [t.get_text() for t in ax.get_xticklabels()] == ["16", "32", "200,000"]
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["epoch", "views"]
+
+
+def test_confusions_write_each_number_once(ax):
+    figures.confusions(ax, np.array([[0, 12], [3, 0]]), ["cat", "dog"])
+    assert sorted(t.get_text() for t in ax.texts) == ["", "", "12", "3"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["cat", "dog"]
+    assert ax.get_xlabel() == "suggested label" and ax.get_ylabel() == "given label"
+
+
+def test_grid_frames_the_best_of_each_column(ax):
+    figures.grid(ax, np.array([[0.1, 0.9], [0.8, 0.2]]), ["a_b", "c"], ["x", "y"], "F1")
+    frames = [patch.get_xy() for patch in ax.patches]
+    assert frames == [(0, 1), (1, 0)]
+    assert [t.get_text() for t in ax.texts] == ["0.10", "0.90", "0.80", "0.20"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a b", "c"]
+
+
+@pytest.mark.parametrize("threshold", [True, False])
+def test_scores_count_what_is_flagged_and_draw_a_threshold_where_there_is_one(ax, threshold):
+    score = np.linspace(0, 1, 101)
+    flagged = score < 0.205
+    flagged[-1] = not threshold
+    figures.scores(ax, score, flagged, "score")
+    heights = [sum(bar.get_height() for bar in bars) for bars in ax.containers]
+    assert heights == [flagged.sum(), (~flagged).sum()]
+    assert [line.get_xdata()[0] for line in ax.lines] == ([0.2] if threshold else [])
+
+
+@pytest.mark.parametrize("flagged", [False, True])
+def test_scores_of_which_all_or_none_are_flagged(ax, flagged):
+    figures.scores(ax, np.zeros(5), np.full(5, flagged), "score")
+    assert not ax.lines
+
+
+def test_short_names_fit_on_a_line_and_are_no_formulas(ax):
+    assert figures.short("cat") == "cat"
+    assert figures.short("a\nb\tc  d") == "a b c d"
+    assert figures.short("x" * 40) == "x" * 15 + "…"
+    ax.set_title(figures.short("$x_1^{$ \udcff & <b>"))
+    figures.caption(ax.figure, dataset="\udcff $x_1^{$")
+    ax.figure.canvas.draw()  # a formula that cannot be read raises, and so does half a character

@@ -59,6 +59,20 @@ def test_where_it_runs_is_no_difference(run, name):
     assert runs.start(run.path, **PARAMS | {name: "elsewhere"}).params == PARAMS
 
 
+def test_what_may_change_is_no_difference_and_is_kept(tmp_path):
+    runs.start(tmp_path, ("flag",), seed=1, flag="own")
+    assert runs.start(tmp_path, ("flag",), seed=1, flag="rate").params == {"seed": 1, "flag": "rate"}
+    refused("seed 1 there, 2 here", call=runs.start)(tmp_path, ("flag",), seed=2, flag="own")
+    refused("flag 'rate' there, 'own' here", call=runs.start)(tmp_path, seed=1, flag="own")
+
+
+def test_a_run_is_of_the_images_it_was_begun_with(run):
+    run.keep_fingerprint("a1")
+    run.keep_fingerprint("a1")
+    refused("other images or labels, or they have changed", call=run.keep_fingerprint)("b2")
+    run.keep_fingerprint("a1")
+
+
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):

@@ -90,7 +90,7 @@ def test_people(photos, capsys):
         wrong = images.labels_given != images.labels_true
         for features, x in (
             ("pixels", images.images.flatten(1).numpy() / 255),
-            ("our features", run.array("features")),
+            ("our features", run.stage("features").array("features")),
         ):
             rows = [metrics.detection(found, wrong) | {"detector": rule, "by": f"cleanlab, {features}"}
                     for rule, found in cleanlabs(x, images.labels_given).items()]  # fmt: skip
@@ -121,7 +121,7 @@ def history(features: np.ndarray, given: np.ndarray, num_classes: int, seed: int
 def test_kinds_of_noise(photos, capsys):
     """Every detector on noise of every kind made from true labels, on features of the quick audit; mean F1 of draws."""
     run = audited(photos, HUMAN[0])
-    images, features = data.load(photos), np.array(run.array("features"))
+    images, features = data.load(photos), np.array(run.stage("features").array("features"))
     true, k, rows = images.labels_given, images.num_classes, []
     for kind, rate in KINDS:
         options = {"mapping": "cifar10", "images": images.images.numpy()}
