@@ -86,7 +86,7 @@ def calibrated(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
     Each class keeps one right row at least, and its rows sum up to `sizes` [K], the number of its labels (equation 3).
     """
-    counts = counts.astype(np.float64)
+    counts = counts.astype(np.float64, order="F")  # summed in cleanlab's order: its last bit rounds halves
     np.fill_diagonal(counts, counts.diagonal().clip(min=1))
     joint = (counts.T / counts.sum(1) * sizes).T
     return joint / joint.sum() * sizes.sum()
@@ -118,7 +118,7 @@ def removals(labels: np.ndarray, probs: np.ndarray, rows: Read) -> np.ndarray:
     """Return int64 [given, true]: how many labels to remove from each class for another, and on the diagonal to keep.
 
     The calibrated joint in whole numbers, row by row to the same sum; each class keeps one label at least, at the
-    cost of its other counts alike. Roundings are cleanlab's (2.7), which the paper leaves open.
+    cost of one of each of its other counts. Roundings are cleanlab's (2.7), which the paper leaves open.
     """
     counts = joint(labels, probs, rows)
     whole = counts.round()
@@ -127,8 +127,7 @@ def removals(labels: np.ndarray, probs: np.ndarray, rows: Read) -> np.ndarray:
         order = np.argsort(exact - row)  # the most rounded up first
         row[order[::-1][:short] if short > 0 else order[:-short]] += np.sign(short)
     kept = whole.diagonal().clip(min=1)
-    others = (np.count_nonzero(whole, axis=1) - 1).clip(min=1)
-    whole = (whole - ((kept - whole.diagonal()) / others)[:, None]).clip(min=0)
+    whole = (whole - (kept - whole.diagonal())[:, None]).clip(min=0)
     np.fill_diagonal(whole, kept)
     return whole.astype(np.int64)
 

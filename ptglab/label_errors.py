@@ -1,8 +1,8 @@
 """Detectors of wrong labels: the labels in hand with probabilities, features or a history in, `Suspects` out.
 
 No detector sees a true label. `probs` must be out of fold (`predict.out_of_fold`, `finetune.cross_fit`): a network
-that saw a label vouches for it. Nothing checks that, for nothing can: labels that were memorised and labels that are
-right and easy give the same arrays.
+that saw a label vouches for it. What `predict.probabilities` computes is marked as in-sample and refused; what comes
+from elsewhere cannot be known: labels that were memorised and labels that are right and easy give the same arrays.
 
 Here are the detectors that read probabilities or a history, and the table of all of them; those that read features
 are in `feature_detectors`, those that learn from labels made wrong on purpose in `planted`.
@@ -19,7 +19,7 @@ from ptglab.confident import class_thresholds as class_thresholds
 from ptglab.confident import confident_class as confident_class
 from ptglab.errors import InputError, one_of
 from ptglab.feature_detectors import neighbour_votes as neighbour_votes
-from ptglab.suspects import Suspects, check, check_classes, class_rows, suspects
+from ptglab.suspects import Suspects, check, check_classes, class_rows, refuse_in_sample, suspects
 from ptglab.suspects import flag as flag
 
 
@@ -36,10 +36,11 @@ def detect(
 
     probs: out-of-fold float [N, K]; features: float [N, D]; history: float [E, N] margins over epochs; DETECTORS says
     which of them each needs; `options` are the detector's own keyword arguments. Raises InputError for an unknown name,
-    for an input that is missing, of the wrong shape or not finite, for labels outside 0 to K - 1, and for too few
-    classes or rows.
+    for an input that is missing, in-sample, of the wrong shape or not finite, for labels outside 0 to K - 1, and for
+    too few classes or rows.
     """
     detector = DETECTORS[one_of("detector", name, DETECTORS)]
+    refuse_in_sample(probs)
     labels, inputs = np.asarray(labels), {"probs": probs, "features": features, "history": history}
     inputs = {key: np.asarray(array) for key, array in inputs.items() if array is not None}
     if missing := [need for need in detector.needs if need not in inputs]:
@@ -50,7 +51,7 @@ def detect(
     check(labels, **used)
     if len(labels) < detector.rows:
         raise InputError(f"detector '{name}' needs at least {detector.rows} rows; there are {len(labels)}")
-    check_classes(labels, probs.shape[1] if "probs" in inputs else None)
+    check_classes(labels, used["probs"].shape[1] if "probs" in used else None)
     if detector.seeded:
         options["seed"] = seed
     needed = [used.pop(need) for need in detector.needs]
@@ -103,7 +104,7 @@ def prune_by_class(labels: np.ndarray, probs: np.ndarray) -> Suspects:
     """Flag in each class as many labels as the confident joint counts as wrong, those of the lowest probability.
 
     Northcutt et al. 2021 (arXiv 1911.00068), section 3.2, method 3; as in cleanlab, no label that is the most probable
-    class is flagged, and none in a class of one row. The score is the probability of the given label.
+    class is flagged. The score is the probability of the given label.
     """
     rows = confident.read(labels, probs)
     removals = confident.removals(labels, probs, rows)
@@ -114,8 +115,8 @@ def prune_by_noise_rate(labels: np.ndarray, probs: np.ndarray) -> Suspects:
     """Flag for each pair of classes as many labels as the confident joint counts, those of the largest margin.
 
     The margin is the other class's probability less the label's. Northcutt et al. 2021 (arXiv 1911.00068),
-    section 3.2, method 4; exceptions as in `prune_by_class`. The score is the label's probability less the largest
-    other.
+    section 3.2, method 4; as in `prune_by_class`, no label that is the most probable class is flagged. The score is the
+    label's probability less the largest other.
     """
     rows = confident.read(labels, probs)
     removals = confident.removals(labels, probs, rows)
@@ -154,8 +155,9 @@ def margin_history(labels: np.ndarray, history: np.ndarray, probs: np.ndarray) -
     Their threshold comes from rows trained on as one more class; ours from the margins alone. A history knows no
     other class than the label: suggestions come from `probs`.
     """
+    rows = confident.read(labels, probs)
     margin = history.mean(0, dtype=np.float64)
-    return suspects(labels, probs, margin, lower_of_two(-margin) < 0.5)
+    return suspects(labels, probs, margin, lower_of_two(-margin) < 0.5, rows.best)
 
 
 def forgetting(labels: np.ndarray, history: np.ndarray, probs: np.ndarray) -> Suspects:
@@ -166,10 +168,11 @@ def forgetting(labels: np.ndarray, history: np.ndarray, probs: np.ndarray) -> Su
     is the most suspicious. The score is the number of right epochs; the mean margin ranks equals. Suggestions come
     from `probs`.
     """
+    rows = confident.read(labels, probs)
     wrong, margin = (history < 0).sum(0), history.mean(0, dtype=np.float64)
     order = (margin - margin.min()) / max(np.ptp(margin), 1e-12)  # 0 to 1
     flagged = lower_of_two(wrong) < 0.5
-    return suspects(labels, probs, len(history) - wrong + 0.9 * order, flagged)
+    return suspects(labels, probs, len(history) - wrong + 0.9 * order, flagged, rows.best)
 
 
 def lower_of_two(values: np.ndarray) -> np.ndarray:
@@ -193,8 +196,7 @@ def _least_own(labels: np.ndarray, probs: np.ndarray, removals: np.ndarray) -> n
     """Return bool [N]: the rows of each class with the lowest probability of it, all but removals[j, j] of them."""
     chosen = np.zeros(len(labels), bool)
     for j, rows in enumerate(class_rows(labels, len(removals))):
-        if len(rows) > 1:
-            chosen[rows[np.argsort(probs[rows, j])[: len(rows) - removals[j, j]]]] = True
+        chosen[rows[np.argsort(probs[rows, j])[: len(rows) - removals[j, j]]]] = True
     return chosen
 
 
@@ -202,7 +204,7 @@ def _largest_margins(labels: np.ndarray, probs: np.ndarray, removals: np.ndarray
     """Return bool [N]: of the rows of each class j the removals[j, i] with the largest margin for each other class."""
     chosen = np.zeros(len(labels), bool)
     for j, rows in enumerate(class_rows(labels, len(removals))):
-        for i in np.flatnonzero(removals[j]) if len(rows) > 1 else ():
+        for i in np.flatnonzero(removals[j]):
             if i != j:
                 margin = probs[rows, i] - probs[rows, j]
                 chosen[rows[np.argsort(-margin)[: removals[j, i]]]] = True

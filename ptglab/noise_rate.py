@@ -8,7 +8,7 @@ import torch
 
 from ptglab import confident, neighbours
 from ptglab.errors import InputError, one_of
-from ptglab.suspects import check, check_classes
+from ptglab.suspects import check, check_classes, refuse_in_sample
 
 MAX_STEPS, TOLERANCE = 500, 1e-5  # of the fit to the consensus; the largest change of a probability that ends it
 RESAMPLED_STEPS = 30  # from the fit to all rows, for rows drawn anew
@@ -40,9 +40,10 @@ def estimate(
     rows are drawn anew for the interval, 1.96 of their standard deviations to either side: it holds the error of
     drawing rows, not that of a bad network. A class that nobody truly has is given as itself.
     Neither can know noise in which most labels of a class are one other class. Raises InputError for an input that is
-    missing or wrong, and for labels of a single class.
+    missing, wrong or in-sample, and for labels of a single class.
     """
     need, fit = METHODS[one_of("method", method, METHODS)]
+    refuse_in_sample(probs)
     inputs, labels = {"probs": probs, "features": features}[need], np.asarray(labels)
     if inputs is None:
         raise InputError(f"method '{method}' needs {need}")
@@ -69,7 +70,7 @@ def wrong_share(joint: np.ndarray) -> float:
 
 
 def transition(joint: np.ndarray) -> np.ndarray:
-    """Return float64 [true, given]: P(given | true) of `joint`, [given, true]; a class without rows is given as itself."""
+    """Return float64 [true, given]: P(given | true) of `joint`, [given, true]; a class without rows is as itself."""
     sizes = joint.sum(0)
     return np.where(sizes[:, None] > 0, joint.T / np.where(sizes > 0, sizes, 1)[:, None], np.eye(len(joint)))
 

@@ -22,7 +22,8 @@ def auxiliary(labels: np.ndarray, probs: np.ndarray, features: np.ndarray, seed:
     drawn as labels are estimated to go wrong here. That is learning from positive and unlabelled data: if the
     network's odds planted : given are o and a share r of the given labels is wrong, a label is wrong with
     probability r o, and o is 1/r wherever every label is wrong, as at the typical planted flip (Elkan & Noto 2008,
-    section 2). Flagged above one half; the score is 1 less that probability.
+    section 2). Flagged above one half; the score is 1 less that probability, and a thousandth of the network's own is
+    taken off too, which ranks those that are equally sure.
     """
     views = _look(labels, probs, features)
     score = _network(labels, views, seed)(np.arange(len(labels)), labels)
@@ -35,12 +36,13 @@ def ensemble(
     """Flag as many labels as are estimated to be wrong, of the lowest mean rank among several detectors.
 
     The members are confidence and disagreement where there are `probs`, knn, simifeat and density where there are
-    `features`, auxiliary where there are both. Ours: each weighs 1 / (1 - A)^2, where A is the area under its ROC
-    curve at finding labels planted among rows that the unweighted mean rank takes to be right. The planted label of a
-    row is judged against the given labels of all others, so nothing is fitted anew, and against no prediction of any
-    member, or that member would find it best. The score is the weighted mean rank, 0 to 1. How many are wrong is the
-    geometric mean of what `auxiliary` flags, which is too few where real mistakes are subtler than planted ones and
-    counts double, and of the joint's estimate, which is too many where the inputs cannot tell classes apart.
+    `features`, auxiliary where there are both. Ours: each weighs about (A - 1/2) / (1 - A), where A is the area under
+    its ROC curve at finding labels planted among rows that the unweighted mean rank takes to be right. The planted
+    label of a row is judged against the given labels of all others, so nothing is fitted anew, and against no
+    prediction of any member, or that member would find it best. The score is the weighted mean rank, 0 to 1. How many
+    are wrong is the geometric mean of what `auxiliary` flags, which is too few where real mistakes are subtler than
+    planted ones and counts double, and of the joint's estimate, which is too many where the inputs cannot tell classes
+    apart.
     """
     views, n = _look(labels, probs, features), len(labels)
     judges = _judges(labels, views, seed)
@@ -52,7 +54,8 @@ def ensemble(
     is_planted, weights = np.repeat([0, 1], len(clean)), {}
     for name, judge in judges.items():
         scores = np.concatenate([given[name][clean], judge(clean[rows], wrong)])
-        weights[name] = (1 - roc_auc_score(is_planted, -scores) + 1e-3) ** -2
+        area = roc_auc_score(is_planted, -scores)
+        weights[name] = max(0, area - 0.5) / (1 - area + 1e-2) + 1e-6  # one that knows nothing has no say
     score = sum(weights[name] * ranks[name] for name in judges) / sum(weights.values())
     if "auxiliary" in given:
         rate = np.cbrt((given["auxiliary"] < 0.5).mean() ** 2 * rate)
@@ -134,12 +137,17 @@ def _network(labels: np.ndarray, views: _Views, seed: int) -> Judge:
     network = MLPClassifier((16,), alpha=1e-2, early_stopping=True, max_iter=500, random_state=seed)
     network.fit((x - mean) / std, is_planted)
 
-    def odds(signals: np.ndarray) -> np.ndarray:
-        q = network.predict_proba((signals - mean) / std)[:, 1].clip(1e-6, 1 - 1e-6)
-        return q / (1 - q)
+    def wrongness(signals: np.ndarray) -> np.ndarray:
+        return network.predict_proba((signals - mean) / std)[:, 1].clip(1e-6, 1 - 1e-6)
 
-    rate = min(1.0, 1 / np.median(odds(x[is_planted == 1])))
-    return lambda rows, y: 1 - np.minimum(1, rate * odds(_signals(rows, y, views, thresholds)))
+    typical = np.median(wrongness(x[is_planted == 1]))
+    rate = min(1.0, (1 - typical) / typical)
+
+    def judge(rows: np.ndarray, y: np.ndarray) -> np.ndarray:
+        q = wrongness(_signals(rows, y, views, thresholds))
+        return 1 - np.minimum(1, rate * q / (1 - q)) + 1e-3 * (1 - q)
+
+    return judge
 
 
 def _signals(rows: np.ndarray, labels: np.ndarray, views: _Views, thresholds: np.ndarray) -> np.ndarray:

@@ -7,6 +7,10 @@ import numpy as np
 from ptglab.errors import InputError
 
 
+class InSample(np.ndarray):
+    """Probabilities of rows whose labels the network may have seen; detectors refuse them."""
+
+
 @dataclass(frozen=True)
 class Suspects:
     """score: float32 [N], low = suspicious; flagged: bool [N]; suggested: int64 [N], the label to put instead."""
@@ -49,6 +53,14 @@ def flag(found: Suspects, count: int, labels: np.ndarray | None = None, belief: 
     return suspects(np.asarray(labels), belief, found.score, flagged)
 
 
+def refuse_in_sample(probs: np.ndarray | None) -> None:
+    """Raise InputError if `probs` are marked as `InSample`; `np.asarray` lifts the mark."""
+    if isinstance(probs, InSample):
+        raise InputError(
+            "the network may have seen the labels of these probs: use predict.out_of_fold or finetune.cross_fit"
+        )
+
+
 def check(labels: np.ndarray, **arrays: np.ndarray) -> None:
     """Raise InputError unless `arrays`, named probs, features or history, fit the given labels, int [N].
 
@@ -74,7 +86,7 @@ def check_classes(labels: np.ndarray, num_classes: int | None = None) -> None:
         raise InputError(f"labels run from {labels.min()} to {labels.max()}; they start at 0")
     if num_classes is not None and not labels.max() < num_classes >= 2:
         found = f"labels run from {labels.min()} to {labels.max()}"
-        raise InputError(f"{found}; the probabilities have {num_classes} classes")
+        raise InputError(f"{found} for {num_classes} classes; they start at 0, and there must be 2 classes at least")
 
 
 def class_rows(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:

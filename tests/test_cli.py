@@ -1,5 +1,7 @@
 """The command line, as a person meets it."""
 
+import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ptglab import cli
+from ptglab import cli, runs
 
 
 def run(*words: str, **options) -> subprocess.CompletedProcess:
@@ -15,13 +17,15 @@ def run(*words: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120, **options)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["demo", "--help"], ["run", "--help"], ["doctor", "-h"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["demo", "--help"], ["audit", "--help"], ["run", "--help"], ["doctor", "-h"]]
+)
 def test_help_has_an_example_or_lists_commands(words):
     done = run(*words)
     assert done.returncode == 0
     assert "Usage: ptglab" in done.stdout
-    if words[0] in ("demo", "run"):
-        assert f"Example: ptglab {words[0]}" in done.stdout
+    if words[0] in ("demo", "audit", "run"):
+        assert re.search(f"Examples?: ptglab {words[0]}", done.stdout)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +35,12 @@ def test_help_has_an_example_or_lists_commands(words):
         (["demo", "-p", "nois_rate=0.2"], "did you mean 'noise_rate'"),
         (["demo", "-p", "noise_rate"], "NAME=VALUE"),
         (["demo", "-p", "epochs=many"], "'epochs' is 'many'; it must be of type int"),
+        (["audit", "digist"], "unknown dataset 'digist': did you mean 'digits'"),
+        (["audit", "photos"], "unknown dataset 'photos'"),
+        (["audit", "no/photos"], "no such file or folder: no/photos"),
+        (["audit", "digits", "--budget", "quik"], "quik"),
+        (["audit", b"digits\xff/"], "no such file or folder"),
+        (["audit", "digits", "--labels", b"\xff"], "parameter 'labels' is no text"),
         (["run", "02_pretran", "out.ipynb"], "did you mean '02_pretrain'"),
         (["run", "02_pretrain", "out.ipynb", "-p", "epohcs=3"], "'epohcs': did you mean 'epochs'"),
         (["demo", "-p", "dataset=digist"], "unknown dataset 'digist': did you mean 'digits'"),
@@ -50,6 +60,28 @@ def test_names_are_checked_before_anything_is_made(tmp_path):
     assert run("demo", "-p", "epohcs=3", cwd=tmp_path).returncode == 2
     assert run("run", "02_pretrain", "sub/out.ipynb", "-p", "epohcs=3", cwd=tmp_path).returncode == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_an_audit_that_is_refused_leaves_nothing_and_takes_nothing(tmp_path):
+    (tmp_path / "photos").mkdir()
+    done = run("audit", "photos", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 2 and "photos holds no images" in done.stderr and "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.ipynb").write_text("an earlier report")
+    assert run("audit", "digits", "--out", "out", "--flag", "some", cwd=tmp_path).returncode == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.ipynb"]
+    assert (tmp_path / "out" / "report.ipynb").read_text() == "an earlier report"
+
+
+def test_an_audit_says_what_it_found(tmp_path, capsys):
+    told = {"flagged": 12, "images": 3400, "detector": "ensemble", "rate": 0.05, "low": 0.01, "high": 0.2,
+            "unreadable": 3, "confusions": [["cat", "[red]dog", 7], ["dog", "cat", 5]]}  # fmt: skip
+    (tmp_path / "summary.json").write_text(json.dumps(told))
+    cli._print_audit(runs.Run(tmp_path))
+    said = capsys.readouterr().out
+    for words in ("12 of 3,400 labels look wrong", "5.0%", "1.0% to 20.0%", "3 left out", "[red]dog", "gallery.html"):
+        assert words in said.replace("\n", " ")
 
 
 def test_doctor_names_versions_device_and_data_root(tmp_path):

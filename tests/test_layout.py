@@ -12,27 +12,33 @@ PACKAGE = Path(__file__).parents[1] / "ptglab"
 SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(PACKAGE.glob("*.py"))}
 every_module = pytest.mark.parametrize("module", SOURCES)
 
-FOUNDATIONS = {"errors", "neighbours", "decode", "folders"}
-LEAVES = {"data", "noise", "augment", "backbones", "losses", "optim", "label_errors", "metrics", "figures", "runs"}
-LOOPS = {"pretrain", "finetune", "predict"}
-ROOMS = {"sweep", "review", "peers", "speed"}
+FOUNDATIONS = {"errors", "neighbours", "decode", "folders", "parquet", "suspects"}
+DETECTION = ["confident", "noise_rate", "feature_detectors", "planted", "label_errors"]  # each uses those before it
+LEAVES = {"data", "noise", "augment", "backbones", "losses", "optim", "metrics", "figures", "runs"}
+LEAVES |= {"oddities", *DETECTION}
+LOOPS = {"pretrain", "finetune", "predict", "patches"}
+ROOMS = {"sweep", "review", "peers", "speed", "audit", "exports"}
 MAY_IMPORT = {
     "__init__": set(),
     "errors": set(),
-    **dict.fromkeys(["neighbours", "decode"], {"errors"}),
+    **dict.fromkeys(["neighbours", "decode", "suspects"], {"errors"}),
     "folders": {"errors", "decode"},
+    "parquet": {"errors", "folders"},
     **dict.fromkeys(LEAVES, FOUNDATIONS),
+    **{module: FOUNDATIONS | set(DETECTION[:i]) for i, module in enumerate(DETECTION)},
+    "oddities": {"neighbours"},
     "engine": FOUNDATIONS | LEAVES,
     **dict.fromkeys(LOOPS, FOUNDATIONS | LEAVES | {"engine"}),
     **dict.fromkeys(ROOMS, FOUNDATIONS | LEAVES | {"engine"} | LOOPS),
     "speed": FOUNDATIONS | LEAVES | {"engine", "peers"} | LOOPS,
+    "exports": FOUNDATIONS | LEAVES | {"__version__"},
     "cli": FOUNDATIONS | LEAVES | {"engine"} | LOOPS | ROOMS | {"__version__"},
 }
 HEAVY = {"papermill", "jupyter", "jupyterlab", "jupyter_client", "jupyter_core", "notebook", "ipykernel", "ipywidgets",
          "IPython", "umap", "seaborn", "dask", "distributed", "nbformat", "nbclient", "nbconvert"}  # fmt: skip
 GENERATORS = {"default_rng", "Generator", "SeedSequence", "PCG64"}  # of np.random; the rest is global state
 TORCH_DRAWS = {"rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal"}
-BLIND = {"label_errors", "predict", "finetune", "pretrain", "losses", "engine"}  # modules that never see the truth
+BLIND = {*DETECTION, "suspects", "predict", "finetune", "pretrain", "losses", "engine"}  # they never see the truth
 
 
 def dotted(node: ast.AST) -> str:

@@ -7,8 +7,9 @@ from conftest import planted, refused
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from ptglab import backbones, engine, predict
+from ptglab import backbones, engine, label_errors, predict
 from ptglab.errors import InputError
+from ptglab.suspects import InSample
 
 
 def random_features(n: int, d: int, seed: int = 0) -> np.ndarray:
@@ -343,6 +344,15 @@ def test_features_are_the_direct_forward_in_order(backbone, digits, cpu):
     assert np.abs(np.diff(direct, axis=0)).max(1).min() > 0.01  # the rows do differ
 
 
+def test_features_fill_the_array_they_are_given_a_block_at_a_time(backbone, few, cpu, monkeypatch):
+    monkeypatch.setattr(predict, "BLOCK_ROWS", 100)  # 256 images are three blocks
+    into = np.full((256, backbone.num_features), np.nan, np.float32)
+    assert predict.features(backbone, few.images, cpu, into) is into
+    np.testing.assert_allclose(into, predict.features(backbone, few.images, cpu), atol=1e-5)
+    monkeypatch.setattr(predict, "BLOCK_ROWS", 256)
+    np.testing.assert_allclose(into, predict.features(backbone, few.images, cpu), atol=1e-5)
+
+
 def test_probabilities_are_the_direct_softmax(backbone, few, cpu):
     head = backbones.head(backbone.num_features, 10)
     nn.init.normal_(head[1].weight)
@@ -360,3 +370,19 @@ def test_evaluation_changes_nothing_of_the_network(backbone, few, cpu):
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
     predict.features(backbone.train(), few.images, cpu)
     assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+
+
+def test_probabilities_of_a_network_that_saw_the_labels_are_refused_as_evidence(cpu):
+    """In sample it vouches for the labels that it has memorised; out of fold, the same head finds them."""
+    given, true, _, features = planted(n=200, rate=0.2)
+    head = nn.Linear(16, 5)
+    weight, bias = predict.linear_heads(features, given, 5)
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(weight[0].T)), head.bias.copy_(torch.from_numpy(bias[0]))
+    inside = predict.probabilities(nn.Identity(), head, torch.from_numpy(features), cpu)
+    assert isinstance(inside, InSample)
+    refused("predict.out_of_fold", "finetune.cross_fit", call=label_errors.detect)("confidence", given, inside)
+    outside = predict.out_of_fold(features, given, 5)
+    assert type(outside) is np.ndarray
+    found = label_errors.detect("confidence", given, outside).flagged & (given != true)
+    assert found.sum() > 0.9 * (given != true).sum()
