@@ -30,8 +30,8 @@ test: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@echo "==> tests"
 	$(BIN)/python -m pytest
-	@echo "==> notebooks 1 to 4, run as they are, in runs/nbval"
-	rm -rf runs/nbval && mkdir -p runs/nbval && cp notebooks/0[1-4]_*.ipynb runs/nbval
+	@echo "==> notebooks 1 to 4 and 6, run as they are, in runs/nbval"
+	rm -rf runs/nbval && mkdir -p runs/nbval && cp notebooks/0[1-46]_*.ipynb runs/nbval
 	$(BIN)/python -m pytest --nbval-lax runs/nbval
 
 bench: .venv/installed
