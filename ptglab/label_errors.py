@@ -15,10 +15,7 @@ import numpy as np
 from sklearn.mixture import GaussianMixture
 
 from ptglab import confident, feature_detectors, planted
-from ptglab.confident import class_thresholds as class_thresholds
-from ptglab.confident import confident_class as confident_class
 from ptglab.errors import InputError, one_of
-from ptglab.feature_detectors import neighbour_votes as neighbour_votes
 from ptglab.suspects import Suspects, check, check_classes, class_rows, refuse_in_sample, suspects
 from ptglab.suspects import flag as flag
 
@@ -56,12 +53,6 @@ def detect(
         options["seed"] = seed
     needed = [used.pop(need) for need in detector.needs]
     return detector.find(labels.astype(np.int64, copy=False), *needed, **used, **options)
-
-
-def usable(**inputs: np.ndarray | None) -> list[str]:
-    """Return the names of the detectors that `inputs` suffice for: any of probs, features and history, or None."""
-    have = {key for key, array in inputs.items() if array is not None}
-    return [name for name, row in DETECTORS.items() if have >= set(row.needs) and have & {*row.needs, *row.takes}]
 
 
 def confidence(labels: np.ndarray, probs: np.ndarray, share: float = 0.5) -> Suspects:
