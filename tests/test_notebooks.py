@@ -118,7 +118,7 @@ def test_quickstart_tells_the_story(tmp_path):
     execute("00_quickstart", tmp_path, run_dir="demo", epochs=2, epochs_finetune=2, noise_seeds=2, **SMALL)
     results = pd.read_csv(tmp_path / "demo" / "results.csv")
     assert list(results.columns) == runs.RESULT_COLUMNS
-    assert len(results) == 3 * 2 * 5
+    assert len(results) == 3 * 2 * 6
     assert set(results["init"]) == {"scratch", "simclr", "barlow_twins"}
     assert len(list((tmp_path / "demo" / "figures").glob("*.png"))) == 9
 
