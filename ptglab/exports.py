@@ -16,11 +16,12 @@ from xml.etree import ElementTree
 import jinja2
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from ptglab import __version__, runs
 from ptglab.data import ImageSet
+from ptglab.decode import upright
 from ptglab.errors import InputError
 from ptglab.suspects import Suspects
 
@@ -273,22 +274,12 @@ def _in_parallel(task: Callable[[int], object], rows: Iterable[int], title: str)
 
 def _thumbnail(image_set: ImageSet, row: int, side: int) -> Image.Image:
     try:
-        picture = _from_file(image_set.files[row], side) if len(image_set.files) else _from_tensor(image_set, row)
+        picture = upright(image_set.files[row], 2 * side) if len(image_set.files) else _from_tensor(image_set, row)
+        picture = picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB")
     except Exception:  # a decoder may raise anything on a file that has changed since it was loaded
         picture = _from_tensor(image_set, row)
     picture.thumbnail((side, side))
     return picture
-
-
-def _from_file(file: str | Path, side: int) -> Image.Image:
-    """Return the picture in `file` as `decode` sees it, but of its own size, or of a JPEG what is nearest to `side`."""
-    with Image.open(file) as image:
-        image.draft(None, (2 * side, 2 * side))  # a JPEG is decoded many times faster at a fraction of its size
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-        image = ImageOps.exif_transpose(image)
-        image.info.pop("transparency", None)  # dropped in any case; Pillow warns of some
-        return image.convert("L" if image.mode in ("1", "L", "LA", "F") else "RGB")
 
 
 def _from_tensor(image_set: ImageSet, row: int) -> Image.Image:

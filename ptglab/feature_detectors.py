@@ -1,6 +1,7 @@
 """Detectors that read features: how near rows are labelled, and how dense each class lies where a row is."""
 
 import numpy as np
+from scipy.special import softmax
 
 from ptglab import confident, neighbours, noise_rate
 from ptglab.suspects import Suspects, class_rows, suspects
@@ -82,7 +83,7 @@ def log_likelihoods(labels: np.ndarray, features: np.ndarray, num_classes: int) 
             spread = (scatter + size * within) / (total[..., None] + size)
         logs = _log_densities(x, middle, spread)
         logs[:, [not len(rows) for rows in classes]] = -np.inf
-        weights = softmax(logs)[np.arange(len(x)), labels].clip(1e-6)
+        weights = softmax(logs, axis=1)[np.arange(len(x)), labels].clip(1e-6)
     return logs
 
 
@@ -93,12 +94,6 @@ def principal(features: np.ndarray) -> np.ndarray:
     held = values[::-1].clip(min=0).cumsum()
     enough = 1 + int((held < KEPT * held[-1]).sum())
     return x @ vectors[:, ::-1][:, : min(enough, MOST)]
-
-
-def softmax(logs: np.ndarray) -> np.ndarray:
-    """Return [N, K]: probabilities in proportion to exp(logs)."""
-    likely = np.exp(logs - logs.max(1, keepdims=True))
-    return likely / likely.sum(1, keepdims=True)
 
 
 def _scatter(apart: np.ndarray, weights: np.ndarray) -> np.ndarray:

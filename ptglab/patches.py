@@ -11,17 +11,15 @@ from ptglab import engine
 
 SAMPLES = 50_000  # patches that filters are learned from
 ROUNDS = 15  # of k-means
-FLAT, SMOOTH = (
-    10.0,
-    0.1,
-)  # added to a patch's variance (of grey levels to 255), and to the eigenvalues of all: the paper's
+FLAT = 10.0  # added to the variance of a patch's grey levels, 0 to 255, as in the paper
+SMOOTH = 0.1  # added to the variance of each direction before whitening, as in the paper
 MOST = 4000  # images that the principal directions are taken from
 BLOCK = 64  # images at a time: responses are many
 POOLED = 2  # regions a side that responses are averaged over
 
 
 class Patches(nn.Module):
-    """Uint8-range images [B, C, H, W] in [0, 1] to features [B, D]; made by `learn`.
+    """Images [B, C, H, W] in [0, 1] to features [B, D]; made by `learn`.
 
     A patch is brought to mean 0 and variance 1, whitened, and compared with K centroids; what responds is how much
     nearer than the average it lies to each ("triangle", section 3.2.1), averaged over POOLED x POOLED regions. The

@@ -55,7 +55,8 @@ def ensemble(
     for name, judge in judges.items():
         scores = np.concatenate([given[name][clean], judge(clean[rows], wrong)])
         area = roc_auc_score(is_planted, -scores)
-        weights[name] = max(0, area - 0.5) / (1 - area + 1e-2) + 1e-6  # one that knows nothing has no say
+        # none for one that knows nothing, unless none knows anything
+        weights[name] = max(0, area - 0.5) / (1 - area + 1e-2) + 1e-6
     score = sum(weights[name] * ranks[name] for name in judges) / sum(weights.values())
     if "auxiliary" in given:
         rate = np.cbrt((given["auxiliary"] < 0.5).mean() ** 2 * rate)

@@ -27,10 +27,11 @@ def features(
     They fill `into`, if given: an array [N, D] that may be mapped to a file, for more than memory holds.
     """
     place = place or engine.place()
-    backbone, into = place.put(backbone), np.empty((len(images), 0), np.float32) if into is None else into
+    backbone = place.put(backbone)
     for start in range(0, len(images), BLOCK_ROWS):
         part = engine.evaluate(backbone, images[start : start + BLOCK_ROWS], place).cpu().numpy()
-        into = into if into.shape[1] else np.empty((len(images), part.shape[1]), np.float32)
+        if into is None:
+            into = np.empty((len(images), part.shape[1]), np.float32)
         into[start : start + len(part)] = part
     return into
 
