@@ -223,6 +223,14 @@ def test_thumbnails_of_every_kind_of_picture_are_as_bright_as_it(mode, tmp_path)
     assert abs(opened(thumbnail).convert("L").getpixel((5, 5)) - (255 if mode == "1" else 200)) <= 3
 
 
+def test_fractions_are_as_bright_as_the_audit_takes_them_for(tmp_path):
+    """A TIFF of real numbers from 0 to 1 holds shares of white, not nearly black grey levels."""
+    file = io.BytesIO()
+    Image.new("F", (12, 8), 200 / 255).save(file, "TIFF")
+    [thumbnail] = exports.thumbnails(folder_of(tmp_path, x=file.getvalue()), [0])
+    assert opened(thumbnail).convert("L").getpixel((5, 5)) == 200
+
+
 def test_thumbnails_of_files_that_went_bad_come_from_the_tensor(tmp_path):
     whole = io.BytesIO()
     Image.effect_noise((300, 300), 90).save(whole, "PNG")
