@@ -1,12 +1,9 @@
-"""The command line: `ptglab demo | audit | run | doctor`, thin over the notebooks."""
+"""The command line: `ptglab demo | audit | run | sweep | doctor`, thin over the notebooks."""
 
 import importlib.metadata
-import importlib.util
 import json
-import os
 import shutil
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -14,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ptglab import __version__, data, engine, runs
+from ptglab import __version__, data, engine, execution, runs
 from ptglab import audit as audits
 from ptglab.errors import InputError
 
@@ -43,8 +40,8 @@ def demo(out: Path, parameter: tuple[str, ...]) -> None:
 
     Pre-trains without labels, fine-tunes on wrong ones, finds them; leaves figures, results and the notebook.
     """
-    values = _values("00_quickstart", [*parameter, f"run_dir={out}"])
-    _execute("00_quickstart", out / "notebook.ipynb", values)
+    values = execution.values("00_quickstart", [*parameter, f"run_dir={out}"])
+    execution.execute("00_quickstart", out / "notebook.ipynb", values)
     _print_summary(runs.Run(out))
     print(f"\nfigures   {out / 'figures'}\nnotebook  {out / 'notebook.ipynb'}\nresults   {out / 'results.csv'}")
 
@@ -79,10 +76,10 @@ def audit(source: str, out: Path | None, parameter: tuple[str, ...], **options) 
     data.splits(source)  # what is not there is refused before a kernel starts
     out = out or Path("runs", "audit", Path(source).resolve().stem)
     given = [f"{name}={value}" for name, value in options.items() if value != ""]
-    values = _values("06_audit_your_images", [f"dataset={source}", f"run_dir={out}", *given, *parameter])
+    values = execution.values("06_audit_your_images", [f"dataset={source}", f"run_dir={out}", *given, *parameter])
     was_there = out.exists()
     try:
-        _execute("06_audit_your_images", out / "report.ipynb", values)
+        execution.execute("06_audit_your_images", out / "report.ipynb", values)
     except InputError:
         if not was_there and not (out / "pretrain").exists():  # refused before any work was done
             shutil.rmtree(out, ignore_errors=True)
@@ -99,8 +96,47 @@ def run(notebook: str, out: Path, parameter: tuple[str, ...]) -> None:
 
     Parameters are checked before anything starts: an unknown name, or a value of another type, is an error.
     """
-    _execute(notebook, out, _values(notebook, parameter))
+    execution.execute(notebook, out, execution.values(notebook, parameter))
     print(out)
+
+
+@cli.command(
+    epilog="Examples: ptglab sweep smoke  |  ptglab sweep digits --jobs 2 --dry-run  |  "
+    "ptglab sweep my.yaml --out runs/mine -p dataset=photos/"
+)
+@click.argument("spec")
+@click.option("--out", type=click.Path(path_type=Path), help="Where all of it goes.  [default: runs/NAME]")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="How many cells at a time.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print the cells, what they share and how long it will take; run nothing."
+)
+@click.option(
+    "-p", "--parameter", multiple=True, metavar="NAME=VALUE", help="In the place of the sweep's own; repeatable."
+)
+def sweep(spec: str, out: Path | None, jobs: int, dry_run: bool, parameter: tuple[str, ...]) -> None:
+    """Run the grid of notebook executions that SPEC describes: a YAML file, or one of ours by name.
+
+    Finished cells are not run again, interrupted ones go on where they were. The exit status is the number of cells
+    that failed, 100 at most; what SPEC gets wrong is said before any cell runs, with status 2.
+    """
+    import signal
+
+    from ptglab import board
+    from ptglab import spec as specs
+    from ptglab import sweep as sweeps
+
+    texts = [text.partition("=") for text in parameter]
+    if bad := [name for name, equals, _ in texts if not equals]:
+        raise InputError(f"'{bad[0]}' is no parameter: write it as NAME=VALUE")
+    read = specs.read(spec, {name: value for name, _, value in texts})
+    cells, out = specs.plan(read), out or Path("runs", Path(spec).stem)
+    if dry_run:
+        board.plan(read.title, cells, out, jobs)
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    failed = board.watch(read.title, sweeps.run(cells, out, jobs), cells, out, jobs)
+    print(f"\nresults   {out / 'results.csv'}\ncells     {out / 'cells'}")
+    sys.exit(min(100, failed))
 
 
 @cli.command()
@@ -127,7 +163,7 @@ def doctor() -> None:
             missing.append(name)
     place = engine.place()
     table.add_row("device", f"{runs.hardware(place.device)}, {place.precision}")
-    table.add_row("notebooks", ", ".join(runs.notebook_names()))
+    table.add_row("notebooks", ", ".join(execution.notebook_names()))
     problems = [f"{', '.join(missing)}: pip install 'ptglab\\[lab]'"] if missing else []
     try:
         root = data.root()
@@ -142,52 +178,6 @@ def doctor() -> None:
         Console().print(f"missing: {problem}")
     if not problems:
         print("nothing is missing")
-
-
-def _values(notebook: str, given: Iterable[str]) -> dict:
-    """Parse NAME=VALUE texts by the types of the notebook's parameters. Raises InputError."""
-    declared = runs.declared_parameters(notebook)
-    values = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise InputError(f"'{text}' is no parameter: write it as NAME=VALUE")
-        kind = type(declared.get(name, ""))
-        try:
-            values[name] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
-        except (ValueError, KeyError):
-            raise InputError(f"parameter '{name}' is '{value}'; it must be of type {kind.__name__}") from None
-        if text != text.encode("utf-8", "replace").decode():  # bytes of a file name that no notebook can hold
-            raise InputError(f"parameter '{name}' is no text: {value!r}; rename what it names")
-    return runs.checked(notebook, declared, values)
-
-
-def _execute(notebook: str, out: Path, values: dict) -> None:
-    """Execute a notebook by papermill, its output streamed; an error inside it ends in one line."""
-    if importlib.util.find_spec("papermill") is None:
-        raise InputError("papermill is not installed, which executes notebooks: pip install 'ptglab[lab]'")
-    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # the kernel's debugger, about frozen modules
-    import papermill
-    from traitlets.config import Config
-
-    source, running = str(runs.notebook_path(notebook)), out.with_name(f".running-{out.name}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        papermill.execute_notebook(
-            source, str(running), values, kernel_name="python3", progress_bar=False,
-            stdout_file=sys.stdout, stderr_file=sys.stderr,
-            config=Config(KernelManager={"transport": "ipc"}),  # no open ports
-        )  # fmt: skip
-        running.replace(out)
-    except papermill.PapermillExecutionError as error:
-        if error.ename == "InputError":  # nothing was done: an earlier copy stays
-            raise InputError(error.evalue) from None
-        running.replace(failed := out.with_name(f"failed-{out.name}"))
-        raise InputError(f"{error.ename}: {error.evalue} (cell {error.exec_count} of {failed})") from None
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror}") from None
-    finally:
-        running.unlink(missing_ok=True)
 
 
 def _print_summary(run: runs.Run) -> None:
@@ -234,6 +224,6 @@ def main() -> None:
         message = error.format_message() if isinstance(error, click.ClickException) else error
         print(f"ptglab: {message}", file=sys.stderr)
         sys.exit(2)
-    except click.Abort:
-        print("ptglab: stopped", file=sys.stderr)
+    except (click.Abort, KeyboardInterrupt):
+        print("ptglab: stopped; run again, it goes on where it was", file=sys.stderr)
         sys.exit(130)

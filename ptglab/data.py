@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ptglab import parquet
+from ptglab import listed, parquet
 from ptglab.decode import decode
 from ptglab.errors import InputError, one_of
 from ptglab.folders import listing, printable, split_folders
@@ -106,13 +106,14 @@ def load(
     """Load the images and labels of `source`.
 
     source: a name of NAMES; a parquet file or folder in the Hugging Face image layout; a folder with one sub-folder a
-    class, or a flat one with a CSV `id,label`; a folder of either kind may hold `train` and `test`.
+    class, or a flat one with a CSV `id,label`; a folder of either kind may hold `train` and `test`; WebVision,
+    Clothing1M or ANIMAL-10N as published, where `listed` says what `labels` may be and which truth is known.
     labels: the column that is *given*; `label` beside it is then the truth. Without it the column is `label`, and the
     truth is known for the names only, whose labels count as true. image_size: resize to this square; at_most: to this
     one, what has more pixels a side. The id of an image in a folder is its path relative to `source`.
     Raises InputError, in one line, for whatever cannot be loaded.
     """
-    source, labels = str(source), None if labels in (None, "", "label") else labels
+    source, labels = located(source), None if labels in (None, "", "label") else labels
     for name, side in {"image_size": image_size, "at_most": at_most}.items():
         if not 4 <= (side or 4) <= MAX_SIDE:
             raise InputError(f"{name} is {side}; it must be from 4 to {MAX_SIDE:,}")
@@ -122,7 +123,7 @@ def load(
             image_set = _digits(split, labels)
         elif source in TORCHVISION:
             image_set = _torchvision(source, split, labels)
-        elif files := parquet.split_files(Path(source), split):
+        elif not listed.detect(Path(source)) and (files := parquet.split_files(Path(source), split)):
             return _parquet(files, labels, image_size, at_most)
         else:
             return _folder(Path(source), split, labels, image_size, at_most)
@@ -138,7 +139,8 @@ def splits(source: str | Path) -> list[str]:
 
     Raises InputError if there is no such source, naming those there are.
     """
-    source, path = str(source), Path(source)
+    source = located(source)
+    path = Path(source)
     if source in NAMES:
         return ["train", "test"]
     with _in_one_line(source):
@@ -148,9 +150,37 @@ def splits(source: str | Path) -> list[str]:
             one_of("dataset", source, [*NAMES, "or a folder or parquet file"])
         if not path.is_dir() and not (path.is_file() and path.suffix == ".parquet"):
             raise InputError(f"{source} is neither a folder nor a .parquet file")
+        if listed.detect(path):
+            return listed.splits(path)
         is_file = path.is_file()
         both = not is_file and (parquet.split_files(path, "test") or len(split_folders(path)) > 1)
         return ["train", "test"] if both else ["train"]
+
+
+def located(source: str | Path) -> str:
+    """Return where `source` is: as it is if it is a name or there, otherwise below the data root if it is there."""
+    source = str(source)
+    if source in NAMES or not source or os.path.exists(source):
+        return source
+    below = Path(os.environ.get("PTGLAB_DATA") or "data", source)
+    return str(below) if below.exists() else source
+
+
+def check_labels(source: str | Path, labels: str | None = None) -> None:
+    """Raise InputError unless there is such a source, with the column `labels` of given labels; no image is read."""
+    source, labels = located(source), None if labels in (None, "", "label") else labels
+    splits(source)
+    with _in_one_line(source):
+        if source == "digits":
+            one_of("label column of digits", labels or "label", ["label"])
+        elif source in TORCHVISION:
+            _human_labels(source, "train", labels) if labels else None
+        elif listed.detect(Path(source)):
+            listed.class_names(Path(source), labels)
+        elif files := parquet.split_files(Path(source), "train"):
+            parquet.check(files[0], labels)
+        else:
+            listing(split_folders(Path(source))["train"], labels, Path(source))
 
 
 @contextmanager
@@ -232,16 +262,21 @@ def _torchvision(name: str, split: str, labels: str | None) -> ImageSet:
     true = np.asarray(dataset.targets if hasattr(dataset, "targets") else dataset.labels, np.int64)
     given = true
     if labels:
-        path = folder / CIFAR_N.get(name, "")
-        if split != "train" or not path.is_file():
-            wanted = f": it comes from {path}, which is not there" if name in CIFAR_N and split == "train" else ""
-            raise InputError(f"{name} ({split}) has no label column '{labels}'{wanted}")
-        columns = read_cifar_n(path)
-        given = columns[one_of(f"label column of {path}", labels, columns)]
-        if not np.array_equal(columns["label"], true):
-            raise InputError(f"{path} is in another order than {name}: its clean labels differ")
+        given, clean = _human_labels(name, split, labels)
+        if not np.array_equal(clean, true):
+            raise InputError(f"{folder / CIFAR_N[name]} is in another order than {name}: its clean labels differ")
     classes = getattr(dataset, "classes", None) or range(10)
     return ImageSet(images, given, true, [str(c) for c in classes], [str(i) for i in range(len(images))])
+
+
+def _human_labels(name: str, split: str, labels: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the column `labels` of the CIFAR-N file in the data root, and its clean one."""
+    path = root() / CIFAR_N.get(name, "")
+    if split != "train" or not path.is_file():
+        wanted = f": it comes from {path}, which is not there" if name in CIFAR_N and split == "train" else ""
+        raise InputError(f"{name} ({split}) has no label column '{labels}'{wanted}")
+    columns = read_cifar_n(path)
+    return columns[one_of(f"label column of {path}", labels, columns)], columns["label"]
 
 
 def _parquet(files: list[Path], labels: str | None, image_size: int | None, at_most: int | None) -> ImageSet:
@@ -258,8 +293,10 @@ def _parquet(files: list[Path], labels: str | None, image_size: int | None, at_m
 
 
 def _folder(source: Path, split: str, labels: str | None, image_size: int | None, at_most: int | None) -> ImageSet:
-    folders = split_folders(source)
-    files, given, true, unreadable = listing(folders[split], labels, source)
+    published = listed.detect(source)
+    folders = {split: source} if published else split_folders(source)
+    parts = listed.listing(source, split, labels) if published else listing(folders[split], labels, source)
+    files, given, true, unreadable = parts
     ids = [id for id in files if id in given]
     images, kept, broken, notes = decode([files[id] for id in ids], ids, lambda path: path, image_size, at_most)
     ids = [ids[i] for i in kept]
@@ -270,7 +307,7 @@ def _folder(source: Path, split: str, labels: str | None, image_size: int | None
             with suppress(InputError):
                 _, other_given, other_true, _ = listing(folders[other], column, source)
                 names |= {*other_given.values(), *other_true.values()}
-    class_names = _class_names(names)
+    class_names = listed.class_names(source, labels) if published else _class_names(names)
     number = {name: i for i, name in enumerate(class_names)}
     labels_given = np.array([number[given[id]] for id in ids], np.int64)
     labels_true = np.array([number[true[id]] for id in ids], np.int64) if true else None

@@ -3,14 +3,16 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-from ptglab import augment, engine, optim, runs
+from ptglab import augment, engine, losses, optim, runs
 from ptglab.errors import InputError, one_of
 
 # mode -> learning rates of (head, backbone) for a batch of 128
@@ -30,6 +32,10 @@ def train(
     place: engine.Place | None = None,
     augmentation: str | None = None,
     weight_decay: float = 5e-4,
+    loss: str = "cross_entropy",
+    averaging: float = 0.0,
+    score: np.ndarray | None = None,
+    admitted: tuple[float, float] = (0.3, 1.0),
     validation: float = 0.1,
     test: tuple[Tensor, np.ndarray] | None = None,
     history: np.ndarray | None = None,
@@ -43,33 +49,47 @@ def train(
     `accuracy_validation` (given labels) and, with `test` = (inputs, clean labels), `accuracy_test`.
     `history`, float32 [epochs, N], is filled with each epoch's margins: the logit of the given label less the
     largest other one, as the row was trained on (Pleiss et al. 2020, arXiv 2001.10528, equation 1).
+
+    loss: a name of losses.SUPERVISED. averaging: if not 0, what is scored, and left in the modules at the end, is the
+    exponential moving average of the weights with this decay a step, lower for the first ones (Tarvainen & Valpola
+    2017, arXiv 1703.01780, section 2). score: float [N] of a detector, low = suspicious; then each epoch trains
+    only on the rows of the highest score in each given class, a share that grows from the first to the second of
+    `admitted` (self-paced learning, Kumar, Packer & Koller 2010, at one pace for every class).
     With `checkpoint`, an unfinished run goes on from it. Raises InputError for what cannot be trained, and
     FloatingPointError when the loss is no longer finite.
     """
     head_rate, backbone_rate = MODES[one_of("mode", mode, MODES)]
+    criterion = losses.SUPERVISED[one_of("loss", loss, losses.SUPERVISED)]
     if augmentation:
         augment.preset(augmentation)
     if batch_size < 2 or epochs < 1:
         raise InputError(f"batch_size is {batch_size}, epochs {epochs}: they must be at least 2 and 1")
+    if not 0 <= averaging < 1:
+        raise InputError(f"averaging is {averaging}; it must be at least 0 and below 1")
     rows, held_out = _held_out(labels_given, validation, seed)
     place = place or engine.place()
-    backbone, head = place.put(backbone), place.put(head)
+    network = place.put(nn.Sequential(backbone, head))
     groups = optim.parameter_groups([head], head_rate * batch_size / 128, weight_decay)
     if backbone_rate:
         groups += optim.parameter_groups([backbone], backbone_rate * batch_size / 128, weight_decay)
     optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
     modules = {"head": head, "backbone": backbone}
+    if averaging:
+        modules["averaged"] = AveragedModel(network, avg_fn=partial(_averaged, averaging), use_buffers=True)
+    scored = modules["averaged"].module if averaging else network
     first = runs.load_checkpoint(checkpoint, optimizer, **modules)
     inputs, labels = place.resident(inputs), torch.as_tensor(np.array(labels_given), device=place.device)
-    rows, held_out = rows.to(inputs.device), held_out.to(inputs.device)
     if test is not None:
         test = place.resident(test[0]), test[1]
     while len(rows) % batch_size == 1:  # the head's batch norm cannot train on a batch of one
         batch_size += 1
-    steps = engine.steps_per_epoch(len(rows), batch_size, drop_last=False)
-    warmup = steps * min(5, max(1, epochs // 10))
+    shares = np.linspace(*admitted, epochs) if score is not None else np.ones(epochs)
+    taken = [_admitted(rows, labels_given, score, share, batch_size) for share in shares]
+    steps = [engine.steps_per_epoch(len(t), batch_size, drop_last=False) for t in taken]
+    before, all_steps = [0, *accumulate(steps)], sum(steps)
+    warmup = steps[0] * min(5, max(1, epochs // 10))
     plain = engine.forward, augment.apply  # for the smaller last batch, too
-    compiled = [place.compiled(f, epochs * steps * bool(backbone_rate)) for f in plain]
+    compiled = [place.compiled(f, all_steps * bool(backbone_rate)) for f in plain]
 
     for epoch in range(first, epochs):
         start, (total, right) = time.perf_counter(), torch.zeros(2, device=place.device)
@@ -77,9 +97,9 @@ def train(
         margins = torch.empty(len(labels), device=place.device)
         order = engine.generator("cpu", seed, epoch, "order")
         draws = engine.generator(place.device, seed, epoch, "weak")
-        batches = engine.shuffled_batches(rows, batch_size, order, drop_last=False)
-        for i, (index, x) in enumerate(engine.fetched(inputs, batches, place.device)):
-            optim.set_learning_rate(optimizer, optim.warmup_cosine(epoch * steps + i, epochs * steps, warmup))
+        batches = engine.shuffled_batches(taken[epoch].to(inputs.device), batch_size, order, drop_last=False)
+        for i, (index, x) in enumerate(engine.fetched(inputs, batches, place.device), before[epoch]):
+            optim.set_learning_rate(optimizer, optim.warmup_cosine(i, all_steps, warmup))
             index = index.to(place.device, non_blocking=True)
             forward, change = compiled if len(index) == batch_size else plain
             y = labels[index]
@@ -88,34 +108,55 @@ def train(
                 features = forward(backbone, place.batch(x))
             with place.autocast():
                 logits = head(features)
-            loss = F.cross_entropy(logits.float(), y)
+            value = criterion(logits.float(), y)
             optimizer.zero_grad()
-            loss.backward()
+            value.backward()
             optimizer.step()
-            total += loss.detach() * len(index)
+            if averaging:
+                modules["averaged"].update_parameters(network)
+            total += value.detach() * len(index)
             margins[index] = margin = _margins(logits.detach().float(), y)
             right += (margin > 0).sum()
         record = {
             "epoch": epoch + 1,
-            "loss": total.item() / len(rows),
+            "loss": total.item() / len(taken[epoch]),
             "learning_rate": optimizer.param_groups[0]["lr"],
-            "accuracy_train": right.item() / len(rows),
+            "accuracy_train": right.item() / len(taken[epoch]),
         }
         if not math.isfinite(record["loss"]):
             raise FloatingPointError(runs.diverged(epoch + 1, checkpoint))
-        network = nn.Sequential(backbone, head)
+        rest = torch.as_tensor(np.setdiff1d(np.arange(len(labels)), taken[epoch]))
+        if len(rest):
+            there, x = rest.to(place.device), inputs[rest.to(inputs.device)]
+            margins[there] = _margins(engine.evaluate(scored, x, place), labels[there])
         if len(held_out):
-            held = held_out.to(place.device)
-            margins[held] = margin = _margins(engine.evaluate(network, inputs[held_out], place), labels[held])
-            record["accuracy_validation"] = (margin > 0).float().mean().item()
+            record["accuracy_validation"] = (margins[held_out.to(place.device)] > 0).float().mean().item()
         if test is not None:
-            predicted = engine.evaluate(network, test[0], place).argmax(1).cpu().numpy()
+            predicted = engine.evaluate(scored, test[0], place).argmax(1).cpu().numpy()
             record["accuracy_test"] = float((predicted == test[1]).mean())
         if history is not None:
             history[epoch] = margins.cpu().numpy()
         record["seconds"] = time.perf_counter() - start
-        runs.save_checkpoint(checkpoint, epoch + 1, optimizer, **modules)
         yield record
+        runs.save_checkpoint(checkpoint, epoch + 1, optimizer, **modules)
+    network.load_state_dict(scored.state_dict())
+
+
+def _averaged(decay: float, average: Tensor, new: Tensor, number: Tensor) -> Tensor:
+    """Return the moving average with `new`: over `number` values so far, so that the first ones are soon forgotten."""
+    return average + (new - average) * (1 - torch.clamp((1 + number) / (10 + number), max=decay))
+
+
+def _admitted(rows: Tensor, labels: np.ndarray, score: np.ndarray | None, share: float, batch_size: int) -> Tensor:
+    """Return the `share` of `rows` with the highest score of each label; no batch of them is a single row."""
+    if score is None:
+        return rows
+    rows = rows.numpy()
+    order = rows[np.lexsort((-np.asarray(score)[rows], labels[rows]))]  # by label, the most trusted first
+    sizes = np.bincount(labels[rows])
+    place = np.arange(len(order)) - np.repeat(sizes.cumsum() - sizes, sizes)
+    taken = np.sort(order[place < np.ceil(share * sizes[labels[order]])])
+    return torch.from_numpy(taken[1:] if len(taken) % batch_size == 1 else taken)
 
 
 def _held_out(labels_given: np.ndarray, validation: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -152,13 +193,15 @@ def cross_fit(
     folds: int = 2,
     seed: int = 0,
     place: engine.Place | None = None,
+    trusted: np.ndarray | None = None,
     **options,
 ) -> Iterator[dict]:
     """Train a network a fold on the rows of the other folds, and fill `probs`; yield one record an epoch.
 
     start: returns a new (backbone, head) for every fold. probs: float32 [N, K], filled with probabilities no row's
-    label had a part in. options: those of `train`, without checkpoint, history and validation, which belong to one
-    network and are refused with an InputError. Records are `train`'s, with the fold; `epoch` counts through.
+    label had a part in. trusted: bool [N], the rows that are trained on, by default all. options: those of `train`,
+    without checkpoint, history and validation, which belong to one network and are refused with an InputError. Records
+    are `train`'s, with the fold; `epoch` counts through.
     """
     if refused := sorted({"checkpoint", "history", "validation"} & options.keys()):
         raise InputError(f"cross_fit trains a network a fold: it takes no {', '.join(refused)}")
@@ -166,10 +209,8 @@ def cross_fit(
     fold = engine.folds(labels_given, folds, seed)
     for k in range(folds):
         backbone, head = start()
-        rest, out = (
-            np.flatnonzero(fold != k),
-            torch.as_tensor(np.flatnonzero(fold == k)),
-        )
+        rest = np.flatnonzero((fold != k) & (True if trusted is None else trusted))
+        out = torch.as_tensor(np.flatnonzero(fold == k))
         steps = train(
             backbone,
             head,

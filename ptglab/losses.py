@@ -1,4 +1,4 @@
-"""Two-view losses as pure functions of projections; symbols and constants are the papers'."""
+"""Two-view losses of projections and supervised losses of logits, all pure; symbols and constants are the papers'."""
 
 import torch
 import torch.nn.functional as F
@@ -59,3 +59,16 @@ def standardise(z: Tensor, eps: float = 1e-5) -> Tensor:
     """Return [B, D] float32 with mean 0 and (biased) variance 1 along the batch."""
     z = z.float()
     return (z - z.mean(0)) / (z.var(0, unbiased=False) + eps).sqrt()
+
+
+def gce(logits: Tensor, labels: Tensor, q: float = 0.7) -> Tensor:
+    """Generalised cross entropy: (1 - p^q) / q, which a label that cannot be right pulls on less than on a likely one.
+
+    logits: [B, K]; labels: int64 [B]; p is the probability of the label. Returns a scalar, the mean. Between cross
+    entropy (q to 0) and the mean absolute error (q = 1). Zhang & Sabuncu 2018 (arXiv 1805.07836), equation 6.
+    """
+    log_p = F.log_softmax(logits.float(), dim=1).gather(1, labels[:, None])[:, 0]
+    return ((1 - (q * log_p).exp()) / q).mean()
+
+
+SUPERVISED = {"cross_entropy": F.cross_entropy, "gce": gce}

@@ -68,6 +68,16 @@ def read(files: list[Path], labels: str | None) -> tuple[list[bytes], np.ndarray
     return blobs, given, None if true is None or true.min() < 0 else true, class_names
 
 
+def check(file: Path, labels: str | None) -> None:
+    """Raise InputError unless `file` holds images and the label column `labels`; its rows are not read."""
+    try:
+        schema = pq.read_schema(file)
+    except Exception as error:  # whatever a damaged file makes Arrow say
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise InputError(f"{file} is no readable parquet file: {reason}") from None
+    _columns(file, schema, labels)
+
+
 def _columns(file: Path, schema: pa.Schema, labels: str | None) -> list[str]:
     """Return the label columns to read, the given one first. Raises InputError if there is no such one, or no image."""
     names = schema.names

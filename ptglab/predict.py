@@ -57,6 +57,7 @@ def out_of_fold(
     repeats: int = 1,
     seed: int = 0,
     l2: float = 100.0,
+    trusted: np.ndarray | None = None,
     device: torch.device | str = "cpu",
 ) -> np.ndarray:
     """Return `probs` float32 [N, K]: each row predicted by a linear head that never saw its label.
@@ -64,8 +65,9 @@ def out_of_fold(
     features: float32 [N, D] of a backbone that saw no label either. `labels_given` is [N], or [R, N] for R versions
     of the labels (noise rates, seeds), which give [R, N, K]. Every fold of every split of every version is one of
     `linear_heads`; over `repeats` splits, drawn from `seed` and every 1000 further on, probabilities are averaged.
-    Raises InputError with fewer than two classes or than `folds` rows. Northcutt et al. 2021 (arXiv 1911.00068),
-    section 3.1, on why the probabilities must be out of fold.
+    trusted: bool [N], the rows that heads learn from, by default all; the others are predicted all the same. Raises
+    InputError with fewer than two classes or than `folds` rows. Northcutt et al. 2021 (arXiv 1911.00068), section 3.1,
+    on why the probabilities must be out of fold.
     """
     versions = np.atleast_2d(labels_given)
     n = versions.shape[1]
@@ -74,7 +76,8 @@ def out_of_fold(
     fold = np.stack([engine.folds(labels, folds, seed + 1000 * i) for labels in versions for i in range(repeats)])
     seen = (fold[:, None] != np.arange(folds)[:, None]).reshape(-1, n)  # [R repeats folds, N]
     every = versions.repeat(repeats * folds, 0)
-    weight, bias = linear_heads(features, every, num_classes, seen=seen, l2=l2, device=device)
+    learned = seen if trusted is None else seen & trusted
+    weight, bias = linear_heads(features, every, num_classes, seen=learned, l2=l2, device=device)
     x, weight, bias = (torch.as_tensor(np.array(a, np.float32), device=device) for a in (features, weight, bias))
     probs = np.zeros((*versions.shape, num_classes), np.float32)
     for head, out in enumerate(~seen):

@@ -79,9 +79,9 @@ def train(
     [N] is passed, `knn_accuracy` against it: the labels are looked at, never learned from. `augmentation` names
     a preset, `projection` the width of the projector; both default to the method's own. `schedule` names a row of
     SCHEDULES, whose rate `learning_rate` overrides.
-    With `checkpoint`, every epoch's state is written there and an unfinished run goes on from it, drawing what it
-    would have drawn. Raises InputError for an unknown name or a size that cannot be trained, and
-    FloatingPointError when the loss is no longer finite.
+    With `checkpoint`, every epoch's state is written there once its record was taken, and an unfinished run goes on
+    from it, drawing what it would have drawn: an epoch may be recorded twice, but never lost. Raises InputError for an
+    unknown name or a size that cannot be trained, and FloatingPointError when the loss is no longer finite.
     """
     spec, plan = METHODS[one_of("method", method, METHODS)], SCHEDULES[one_of("schedule", schedule, SCHEDULES)]
     augmentation = augmentation or spec.views
@@ -127,8 +127,8 @@ def train(
             raise FloatingPointError(runs.diverged(epoch + 1, checkpoint))
         if labels_given is not None:
             record["knn_accuracy"] = _knn_accuracy(backbone, images, labels_given, place)
-        runs.save_checkpoint(checkpoint, epoch + 1, optimizer, backbone=backbone, projector=projector)
         yield record
+        runs.save_checkpoint(checkpoint, epoch + 1, optimizer, backbone=backbone, projector=projector)
 
 
 def _knn_accuracy(backbone: nn.Module, images: Tensor, labels: np.ndarray, place: engine.Place) -> float:

@@ -1,6 +1,5 @@
 """The run folder: parameters, records, weights, arrays, results; written atomically, resumable."""
 
-import ast
 import json
 import os
 import platform
@@ -25,6 +24,7 @@ RESULT_COLUMNS = [
     "init",
     "mode",
     "loss",
+    "recipe",
     "noise",
     "noise_rate",
     "effective_rate",
@@ -91,6 +91,7 @@ class Run:
 
     def follow(self, steps: Iterable[dict], title: str, epochs: int) -> None:
         """Run `steps` to their end under a progress bar, each record written to `metrics.jsonl` as it comes."""
+        _drop_torn_line(self.path / "metrics.jsonl")
         with tqdm(total=epochs, desc=title, unit=" epochs", mininterval=1) as bar:
             for record in steps:
                 with open(self.path / "metrics.jsonl", "a") as file:
@@ -127,8 +128,9 @@ class Run:
         """Return `arrays/name.npy`, float32 of `shape`, mapped for writing: new, or as it was left."""
         path = self.path / "arrays" / f"{name}.npy"
         path.parent.mkdir(exist_ok=True)
-        mode = "r+" if path.exists() else "w+"
-        return np.lib.format.open_memmap(path, mode, np.float32, shape)
+        if not path.exists():
+            write(path, lambda temporary: np.lib.format.open_memmap(temporary, "w+", np.float32, shape).flush())
+        return np.lib.format.open_memmap(path, "r+")
 
     def array(self, name: str) -> np.ndarray:
         """Return `arrays/name.npy`, memory-mapped. Raises InputError naming the arrays that exist."""
@@ -156,7 +158,7 @@ class Run:
         for column in {name for row in rows for name in row}:
             one_of("result column", column, RESULT_COLUMNS)
         frame = pd.DataFrame([stamp() | row for row in rows], columns=RESULT_COLUMNS)
-        write(self.path / "results.csv", lambda path: frame.to_csv(path, index=False))
+        self.save_table("results", frame)
         return frame
 
     def results(self) -> pd.DataFrame:
@@ -165,6 +167,10 @@ class Run:
             return pd.read_csv(self.path / "results.csv", dtype={"commit": str})  # one may be all digits
         except FileNotFoundError:
             raise InputError(f"no results in {self.path}: execute the notebook that makes them first") from None
+
+    def save_table(self, name: str, table: pd.DataFrame) -> None:
+        """Write `name.csv`."""
+        write(self.path / f"{name}.csv", lambda path: table.to_csv(path, index=False))
 
     def save_figure(self, name: str, figure, drawn_from: pd.DataFrame | None = None) -> None:
         """Write a matplotlib figure as `figures/name.png`, and the figures it was drawn from as `figures/name.csv`."""
@@ -175,56 +181,10 @@ class Run:
             write(path.with_suffix(".csv"), lambda temporary: drawn_from.to_csv(temporary, index=False))
 
 
-def parameters(notebook: str, namespace: dict) -> dict[str, bool | int | float | str]:
-    """Return the values that `namespace` (a notebook's globals) holds for the parameters `notebook` declares.
-
-    papermill writes what it was given into a cell of its own and only warns of a name nobody declared; that cell, in
-    IPython's `In`, is read here. Raises InputError for such a name, with the nearest, and for a value of another type.
-    """
-    declared = declared_parameters(notebook)
-    injected = [cell for cell in namespace.get("In", []) if cell.startswith("# Parameters\n")]
-    given = {target.id for cell in injected for node in ast.parse(cell).body for target in node.targets}
-    return checked(notebook, declared, {name: namespace[name] for name in declared.keys() | given})
-
-
-def checked(notebook: str, declared: dict, values: dict) -> dict:
-    """Return `values` if every one is declared with that type; see `parameters`. A whole number will do for a real."""
-    for name, value in values.items():
-        default = declared[one_of(f"parameter of {notebook}", name, declared)]
-        allowed = (int, float) if isinstance(default, float) else type(default)
-        if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(default, bool):
-            raise InputError(
-                f"parameter '{name}' of {notebook} is {value!r}; it must be of type {type(default).__name__}"
-            )
-    return values
-
-
-def declared_parameters(notebook: str) -> dict[str, bool | int | float | str]:
-    """Return {name: default} from the cell tagged `parameters` of a notebook: one of ours by name, or any by path."""
-    cells = json.loads(notebook_path(notebook).read_text(encoding="utf-8"))["cells"]
-    source = next(("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])), "")
-    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
-
-
-def notebook_path(notebook: str) -> Path:
-    """Return the file of a notebook: one of ours, named as "02_pretrain", in the wheel or the checkout; or a path.
-
-    Raises InputError, naming ours, if there is no such notebook.
-    """
-    if Path(notebook).suffix == ".ipynb" and Path(notebook).is_file():
-        return Path(notebook)
-    ours = _notebooks()
-    return ours[one_of("notebook", Path(notebook).stem, ours)]
-
-
-def notebook_names() -> list[str]:
-    """Return the names of our notebooks."""
-    return list(_notebooks())
-
-
-def _notebooks() -> dict[str, Path]:
-    inside, beside = Path(__file__).parent / "notebooks", Path(__file__).parents[1] / "notebooks"
-    return {path.stem: path for path in sorted((inside if inside.is_dir() else beside).glob("*.ipynb"))}
+def _drop_torn_line(path: Path) -> None:
+    """Cut what stands after the last line end: a record that a kill left half-written; its epoch is run again."""
+    if path.exists() and not (content := path.read_bytes()).endswith(b"\n"):
+        write(path, lambda temporary: temporary.write_bytes(content[: content.rfind(b"\n") + 1]))
 
 
 def start(path: str | Path, changeable: Iterable[str] = (), **params) -> Run:

@@ -12,17 +12,18 @@ PACKAGE = Path(__file__).parents[1] / "ptglab"
 SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(PACKAGE.glob("*.py"))}
 every_module = pytest.mark.parametrize("module", SOURCES)
 
-FOUNDATIONS = {"errors", "neighbours", "decode", "folders", "parquet", "suspects"}
+FOUNDATIONS = {"errors", "neighbours", "decode", "folders", "listed", "parquet", "suspects"}
 DETECTION = ["confident", "noise_rate", "feature_detectors", "planted", "label_errors"]  # each uses those before it
 LEAVES = {"data", "noise", "augment", "backbones", "losses", "optim", "metrics", "figures", "runs"}
 LEAVES |= {"oddities", *DETECTION}
 LOOPS = {"pretrain", "finetune", "predict", "patches"}
-ROOMS = {"sweep", "review", "peers", "speed", "audit", "exports"}
+ROOMS = {"sweep", "recipes", "review", "peers", "speed", "audit", "exports"}
 MAY_IMPORT = {
     "__init__": set(),
     "errors": set(),
     **dict.fromkeys(["neighbours", "decode", "suspects"], {"errors"}),
     "folders": {"errors", "decode"},
+    "listed": {"errors", "decode", "folders"},
     "parquet": {"errors", "folders"},
     **dict.fromkeys(LEAVES, FOUNDATIONS),
     **{module: FOUNDATIONS | set(DETECTION[:i]) for i, module in enumerate(DETECTION)},

@@ -201,7 +201,7 @@ def test_results_have_the_columns_of_the_contract(run):
     rows = [{"seed": 1, "dataset": "digits", "noise": "none"}, {"auroc": 0.1 + 0.2, "detector": "knn", "seed": 2}]
     written = run.save_results(iter(rows))
     header = (run.path / "results.csv").read_text().splitlines()[0].split(",")
-    assert [column for column in header if column not in ("labels", "n_train")] == CONTRACT.split()
+    assert [column for column in header if column not in ("labels", "n_train", "recipe")] == CONTRACT.split()
     results = run.results()
     assert list(results.columns) == list(written.columns) == header
     assert results["seed"].tolist() == [1, 2] and results["noise"].tolist()[0] == "none"
