@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ptglab import sweep
@@ -21,7 +21,7 @@ def plan(title: str, cells: list[Cell], out: Path, jobs: int) -> None:
     console, sharing = Console(), Counter(name for cell in cells for name in cell.needs)
     console.print(f"[bold]{Text(title).markup}[/]: {len(cells):,} executions, "
                   f"{sum(c.finished(out) for c in cells):,} of them finished in {out}")  # fmt: skip
-    table = Table("folder", "notebook", "shared by", "state", box=None)
+    table = Table(Column("folder", overflow="fold"), "notebook", "shared by", "state", box=None)
     for cell in cells:
         shared = f"{sharing[cell.name]} cells" if cell.name in sharing else ""
         table.add_row(Text(cell.name), Text(cell.notebook), shared, "finished" if cell.finished(out) else "to run")
@@ -33,7 +33,7 @@ def watch(title: str, events: Iterable[sweep.Event], cells: list[Cell], out: Pat
     """Show `events` as they come, report what failed, and return how many cells did."""
     console, states, began, failed = Console(), {}, {}, []
 
-    def show() -> Group:
+    def show() -> Table:
         count = Counter(states.values())
         done = count["finished"] + count["skipped"]
         head = (f"{title}: {done:,} of {len(cells):,} done, {count['started']} running, "
@@ -42,7 +42,10 @@ def watch(title: str, events: Iterable[sweep.Event], cells: list[Cell], out: Pat
         table = Table(box=None, show_header=False)
         for name in (name for name, state in states.items() if state == "started"):
             table.add_row(Text(name), duration(time.perf_counter() - began[name]))
-        return Group(Text(head), ProgressBar(len(cells), done, width=60), table)
+        whole = Table.grid()
+        for row in (Text(head), ProgressBar(len(cells), done, width=60), table):
+            whole.add_row(row)
+        return whole
 
     with Live(get_renderable=show, console=console, refresh_per_second=2, transient=True) as live:
         for event in events:

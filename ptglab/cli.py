@@ -1,4 +1,7 @@
-"""The command line: `ptglab demo | audit | run | sweep | doctor`, thin over the notebooks."""
+"""The command line: `ptglab demo | audit | run | sweep | doctor`, thin over the notebooks.
+
+What needs torch is imported in the commands that need it: help and mistakes should not wait for it.
+"""
 
 import importlib.metadata
 import json
@@ -11,9 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ptglab import __version__, data, engine, execution, runs
-from ptglab import audit as audits
-from ptglab.errors import InputError
+from ptglab import __version__, execution
+from ptglab.errors import InputError, one_of
 
 parameters_option = click.option(
     "-p", "--parameter", multiple=True, metavar="NAME=VALUE", help="A notebook parameter; repeatable."
@@ -42,7 +44,7 @@ def demo(out: Path, parameter: tuple[str, ...]) -> None:
     """
     values = execution.values("00_quickstart", [*parameter, f"run_dir={out}"])
     execution.execute("00_quickstart", out / "notebook.ipynb", values)
-    _print_summary(runs.Run(out))
+    _print_summary(out)
     print(f"\nfigures   {out / 'figures'}\nnotebook  {out / 'notebook.ipynb'}\nresults   {out / 'results.csv'}")
 
 
@@ -53,7 +55,7 @@ def demo(out: Path, parameter: tuple[str, ...]) -> None:
 @click.argument("source")
 @click.option("--out", type=click.Path(path_type=Path), help="The run folder.  [default: runs/audit/NAME]")
 @click.option("--labels", default="", metavar="COLUMN", help="The column of given labels in a CSV or parquet file.")
-@click.option("--budget", type=click.Choice(list(audits.BUDGETS)), default="quick", show_default=True,
+@click.option("--budget", default="quick", show_default=True, metavar="quick|standard|thorough",
               help="quick: minutes on two cores; standard: longer; thorough: fine-tuned folds, for a GPU.")  # fmt: skip
 @click.option("--image-size", type=int, default=0, metavar="PIXELS",
               help="Resize to this square.  [default: by the images, 32 to the budget's largest]")  # fmt: skip
@@ -73,6 +75,10 @@ def audit(source: str, out: Path | None, parameter: tuple[str, ...], **options) 
     SOURCE is a folder with one sub-folder a class, a folder with a CSV id,label, parquet, or a name such as cifar10.
     Leaves suspects.csv, gallery.html, report.ipynb and more; run again, it goes on where it was.
     """
+    from ptglab import audit as audits
+    from ptglab import data
+
+    one_of("budget", options["budget"], audits.BUDGETS)
     data.splits(source)  # what is not there is refused before a kernel starts
     out = out or Path("runs", "audit", Path(source).resolve().stem)
     given = [f"{name}={value}" for name, value in options.items() if value != ""]
@@ -84,7 +90,7 @@ def audit(source: str, out: Path | None, parameter: tuple[str, ...], **options) 
         if not was_there and not (out / "pretrain").exists():  # refused before any work was done
             shutil.rmtree(out, ignore_errors=True)
         raise
-    _print_audit(runs.Run(out))
+    _print_audit(out)
 
 
 @cli.command(epilog="Example: ptglab run 02_pretrain out.ipynb -p method=barlow_twins -p epochs=60")
@@ -133,7 +139,8 @@ def sweep(spec: str, out: Path | None, jobs: int, dry_run: bool, parameter: tupl
     if dry_run:
         board.plan(read.title, cells, out, jobs)
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with the first one ignored
+        signal.signal(number, signal.default_int_handler)
     failed = board.watch(read.title, sweeps.run(cells, out, jobs), cells, out, jobs)
     print(f"\nresults   {out / 'results.csv'}\ncells     {out / 'cells'}")
     sys.exit(min(100, failed))
@@ -142,6 +149,8 @@ def sweep(spec: str, out: Path | None, jobs: int, dry_run: bool, parameter: tupl
 @cli.command()
 def doctor() -> None:
     """Print versions, device, data root, and what is missing."""
+    from ptglab import data, engine, runs
+
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("ptglab", f"{__version__} {runs.commit()}".strip())
     table.add_row("python", f"{sys.version.split()[0]} ({sys.executable})")
@@ -180,9 +189,11 @@ def doctor() -> None:
         print("nothing is missing")
 
 
-def _print_summary(run: runs.Run) -> None:
+def _print_summary(out: Path) -> None:
     """Print the results as a table: mean and standard deviation over noise seeds."""
-    frame = run.results()
+    from ptglab import runs
+
+    frame = runs.Run(out).results()
     table = Table(title=f"{frame['noise'][0]} noise, nominal {frame['noise_rate'][0]:.0%}, "
                         f"effective {frame['effective_rate'].mean():.1%}; {frame['seed'].nunique()} noise seeds; "
                         f"{frame['n_train'][0]:,} images; percent, mean ± standard deviation")  # fmt: skip
@@ -197,9 +208,9 @@ def _print_summary(run: runs.Run) -> None:
     Console(width=max(118, Console().width)).print(table)
 
 
-def _print_audit(run: runs.Run) -> None:
+def _print_audit(out: Path) -> None:
     """Print what an audit found, where it lies, and what to do with it."""
-    told = json.loads((run.path / "summary.json").read_text())
+    told = json.loads((out / "summary.json").read_text())
     console = Console()
     console.print(
         f"\n[bold]{told['flagged']:,} of {told['images']:,} labels look wrong[/] ({told['detector']}); "
@@ -212,8 +223,8 @@ def _print_audit(run: runs.Run) -> None:
     for given, suggested, number in told["confusions"][:5]:
         table.add_row(Text(given), Text(suggested), f"{number:,}")
     console.print(table)
-    print(f"\nlook at   {run.path / 'gallery.html'}\nread      {run.path / 'report.ipynb'}")
-    print(f"work with {run.path / 'suspects.csv'}, label_studio.json, fiftyone.csv, duplicates.csv, outliers.csv")
+    print(f"\nlook at   {out / 'gallery.html'}\nread      {out / 'report.ipynb'}")
+    print(f"work with {out / 'suspects.csv'}, label_studio.json, fiftyone.csv, duplicates.csv, outliers.csv")
 
 
 def main() -> None:

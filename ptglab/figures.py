@@ -22,6 +22,7 @@ COLOURS = {
     "barlow_twins": "#009E73",
     "vicreg": "#CC79A7",
     "imagenet": "#56B4E9",
+    "tiny_imagenet": "#56B4E9",
 }
 OTHERS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#555555", "#F0E442")
 WRONG = "#D55E00"
@@ -124,6 +125,20 @@ def grid(ax: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[st
     return ax
 
 
+def table(ax: Axes, values: np.ndarray, texts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Axes:
+    """Draw shares [R, C] in percent with what `texts` [R, C] say in each cell; grey where a value is NaN."""
+    import seaborn
+
+    seaborn.heatmap(
+        100 * values, cmap="cividis", ax=ax, linewidths=0.5, annot=texts, fmt="", annot_kws={"fontsize": 8},
+        xticklabels=columns, yticklabels=rows, cbar_kws={"label": "percent"},
+    )  # fmt: skip
+    ax.set_facecolor("#EEEEEE")
+    ax.set(xlabel="", ylabel="")
+    ax.tick_params(axis="both", rotation=0, length=0)
+    return ax
+
+
 def scores(ax: Axes, score: np.ndarray, flagged: np.ndarray, xlabel: str) -> Axes:
     """Draw the histogram of scores [N], flagged ones orange; a line between both where one threshold parts them."""
     edges = np.histogram_bin_edges(score, 50)
@@ -205,6 +220,26 @@ def precision_recall(ax: Axes, curves: Mapping[str, tuple], flags: Mapping[str, 
     ax.set(xlabel="recall: share of the wrong labels found", ylabel="precision: share of the found that are wrong")
     ax.set(xlim=(0, 1.02), ylim=(0, 1.02))
     ax.legend(loc="lower left", title="line: ranking, marker: flags")
+    return _plain(ax)
+
+
+def checked(ax: Axes, curves: Mapping[str, tuple], wrong: int) -> Axes:
+    """Draw {order: (labels checked [T], share of the wrong ones found [T])}, and where as many as are `wrong` are.
+
+    The orders "ideal" and "random" are references, black and grey. All meet at the end, so a legend names them.
+    """
+    references = {"ideal": (INK, ":"), "random": (MUTED, "-")}
+    looks = iter(zip(OTHERS, STYLES * 2, strict=False))
+    for name, (number, found) in curves.items():
+        tint, line = references.get(name) or next(looks)
+        width = 1.4 if name in references else 2.2
+        ax.plot(number, 100 * np.asarray(found), color=tint, linestyle=line, linewidth=width, label=name)
+    ax.axvline(wrong, color=MUTED, linewidth=1)
+    ax.annotate(f"{wrong:,} labels are wrong", (wrong, 1), (0, 4), xycoords=("data", "axes fraction"),
+                textcoords="offset points", ha="center", fontsize=9, color=MUTED)  # fmt: skip
+    ax.set(xlabel="labels checked", ylabel="wrong labels found, %", xlim=0, ylim=(0, 102))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.legend(loc="lower right", title="order of checking")
     return _plain(ax)
 
 

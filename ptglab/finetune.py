@@ -200,10 +200,10 @@ def cross_fit(
 
     start: returns a new (backbone, head) for every fold. probs: float32 [N, K], filled with probabilities no row's
     label had a part in. trusted: bool [N], the rows that are trained on, by default all. options: those of `train`,
-    without checkpoint, history and validation, which belong to one network and are refused with an InputError. Records
-    are `train`'s, with the fold; `epoch` counts through.
+    without checkpoint, history, score and validation, which belong to one network and are refused with an InputError.
+    Records are `train`'s, with the fold; `epoch` counts through.
     """
-    if refused := sorted({"checkpoint", "history", "validation"} & options.keys()):
+    if refused := sorted({"checkpoint", "history", "score", "validation"} & options.keys()):
         raise InputError(f"cross_fit trains a network a fold: it takes no {', '.join(refused)}")
     place = place or engine.place()
     fold = engine.folds(labels_given, folds, seed)

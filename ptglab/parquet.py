@@ -71,7 +71,8 @@ def read(files: list[Path], labels: str | None) -> tuple[list[bytes], np.ndarray
 def check(file: Path, labels: str | None) -> None:
     """Raise InputError unless `file` holds images and the label column `labels`; its rows are not read."""
     try:
-        schema = pq.read_schema(file)
+        with open(file, "rb") as opened:  # Arrow opens no name that is not UTF-8
+            schema = pq.read_schema(opened)
     except Exception as error:  # whatever a damaged file makes Arrow say
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise InputError(f"{file} is no readable parquet file: {reason}") from None

@@ -189,7 +189,7 @@ def _first(error: ValidationError | TypeError) -> str:
     """Return the first complaint of pydantic in a line, with the nearest valid name."""
     if not isinstance(error, ValidationError):
         return str(error)
-    first = error.errors()[0]
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")  # what it misspells is missing, too
     where = ".".join(str(part) for part in first["loc"] if part not in ("bool", "int", "float", "str"))
     if first["type"] == "extra_forbidden":
         *inside, name = first["loc"]

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import pytest
 from bad_inputs import CASES
 
-from ptglab import patches, runs
+from ptglab import execution, patches
 from ptglab.errors import InputError
 
 matplotlib.use("Agg")
@@ -27,7 +27,7 @@ def fewer_samples(monkeypatch):
 def audit(**params) -> None:
     """Run the notebook's cells here, as papermill would in a kernel, with `params` after its parameters cell."""
     namespace = {"display": print}
-    for cell in json.loads(runs.notebook_path(NOTEBOOK).read_text(encoding="utf-8"))["cells"]:
+    for cell in json.loads(execution.notebook_path(NOTEBOOK).read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
             exec("".join(cell["source"]), namespace)
             if "parameters" in cell["metadata"].get("tags", []):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ptglab import cli, runs
+from ptglab import cli
 
 
 def run(*words: str, **options) -> subprocess.CompletedProcess:
@@ -18,13 +18,14 @@ def run(*words: str, **options) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["demo", "--help"], ["audit", "--help"], ["run", "--help"], ["doctor", "-h"]]
+    "words",
+    [["--help"], ["demo", "--help"], ["audit", "--help"], ["run", "--help"], ["sweep", "--help"], ["doctor", "-h"]],
 )
 def test_help_has_an_example_or_lists_commands(words):
     done = run(*words)
     assert done.returncode == 0
     assert "Usage: ptglab" in done.stdout
-    if words[0] in ("demo", "audit", "run"):
+    if words[0] in ("demo", "audit", "run", "sweep"):
         assert re.search(f"Examples?: ptglab {words[0]}", done.stdout)
 
 
@@ -43,6 +44,11 @@ def test_help_has_an_example_or_lists_commands(words):
         (["audit", "digits", "--labels", b"\xff"], "parameter 'labels' is no text"),
         (["run", "02_pretran", "out.ipynb"], "did you mean '02_pretrain'"),
         (["run", "02_pretrain", "out.ipynb", "-p", "epohcs=3"], "'epohcs': did you mean 'epochs'"),
+        (["sweep", "smok"], "unknown sweep 'smok': did you mean 'smoke'"),
+        (["sweep", "no/smoke.yaml"], "no such sweep: no/smoke.yaml"),
+        (["sweep", "smoke", "-p", "widht=3"], "'widht': did you mean 'width'"),
+        (["sweep", "smoke", "-p", "width"], "NAME=VALUE"),
+        (["sweep", "smoke", "-p", "labels=label_worse"], "unknown label column of digits 'label_worse'"),
         (["demo", "-p", "dataset=digist"], "unknown dataset 'digist': did you mean 'digits'"),
         (["demo", "-p", "noise_kind=unifrom"], "did you mean 'uniform'"),
         (["demo", "-p", "methods=simclear"], "did you mean 'simclr'"),
@@ -62,6 +68,13 @@ def test_names_are_checked_before_anything_is_made(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_of_a_sweep_runs_nothing(tmp_path):
+    done = run("sweep", "smoke", "--dry-run", "--jobs", "2", cwd=tmp_path)
+    assert done.returncode == 0 and "5 executions" in done.stdout and "2 cells" in done.stdout
+    assert re.search(r"estimate: \d+ s with 2 at a time", done.stdout)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_audit_that_is_refused_leaves_nothing_and_takes_nothing(tmp_path):
     (tmp_path / "photos").mkdir()
     done = run("audit", "photos", "--out", "out", cwd=tmp_path)
@@ -78,7 +91,7 @@ def test_an_audit_says_what_it_found(tmp_path, capsys):
     told = {"flagged": 12, "images": 3400, "detector": "ensemble", "rate": 0.05, "low": 0.01, "high": 0.2,
             "unreadable": 3, "confusions": [["cat", "[red]dog", 7], ["dog", "cat", 5]]}  # fmt: skip
     (tmp_path / "summary.json").write_text(json.dumps(told))
-    cli._print_audit(runs.Run(tmp_path))
+    cli._print_audit(tmp_path)
     said = capsys.readouterr().out
     for words in ("12 of 3,400 labels look wrong", "5.0%", "1.0% to 20.0%", "3 left out", "[red]dog", "gallery.html"):
         assert words in said.replace("\n", " ")
@@ -97,16 +110,12 @@ def test_doctor_names_a_missing_data_root(tmp_path, monkeypatch):
     assert "missing: PTGLAB_DATA names" in done.stdout.replace("\n", " ")
 
 
-def test_values_take_the_type_of_the_parameter():
-    values = cli._values("02_pretrain", ["epochs=3", "learning_rate=1", "method=vicreg"])
-    assert values == {"epochs": 3, "learning_rate": 1.0, "method": "vicreg"}
-    assert isinstance(values["learning_rate"], float)
-
-
-def test_the_wheel_carries_the_notebooks_and_nothing_they_left(tmp_path):
+def test_the_wheel_carries_the_notebooks_and_sweeps_and_nothing_they_left(tmp_path):
     root = Path(__file__).parents[1]
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(root)]
     done = subprocess.run(build, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     names = {name for name in zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist() if "notebooks/" in name}
-    assert names == {f"ptglab/notebooks/{path.name}" for path in (root / "notebooks").glob("*.ipynb")}
+    ours = [path for kind in ("*.ipynb", "sweeps/*.yaml", "sweeps/*.csv") for path in (root / "notebooks").glob(kind)]
+    assert names == {f"ptglab/{path.relative_to(root).as_posix()}" for path in ours}
+    assert "ptglab/notebooks/sweeps/digits.yaml" in names

@@ -107,6 +107,127 @@ def test_the_data_root(tmp_path, monkeypatch):
     assert str(data.root()) == "data"
 
 
+# ---- where a source lies
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Return (here, root): the working folder and the data root, each with a folder `both` and one of its own."""
+    here, root = tmp_path / "here", tmp_path / "root"
+    for value, (folder, names) in enumerate([(here, "both here digits"), (root, "both there digits cifar10")]):
+        for name in names.split():
+            write_images(folder / name, {"a/1.png": value, "b/1.png": value + 2})
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("PTGLAB_DATA", str(root))
+    return here, root
+
+
+def test_a_source_is_a_name_or_here_or_below_the_data_root(places):
+    here, root = places
+    assert [data.located(source) for source in ("both", "here", "here/a", str(root / "there"))] == [
+        "both", "here", "here/a", str(root / "there")
+    ]  # fmt: skip
+    assert [data.located(source) for source in ("there", "there/b/1.png")] == [
+        str(root / "there"), str(root / "there/b/1.png")
+    ]  # fmt: skip
+    for name in ("digits", "cifar10", "", "nowhere", str(here / "nowhere")):
+        assert data.located(name) == name
+    assert data.located(root / "there") == str(root / "there")
+
+
+def test_names_win_over_folders(places):
+    assert len(data.load("digits")) == 1437 and data.splits("cifar10") == ["train", "test"]
+    assert values(data.load("./digits")) == [0, 2]
+
+
+def test_what_lies_below_the_data_root_is_loaded_as_if_it_were_here(places):
+    assert values(data.load("both")) == [0, 2] and values(data.load("there")) == [1, 3]
+    assert data.load("there").ids == ["a/1.png", "b/1.png"] and data.splits("there") == ["train"]
+    refused("unknown dataset 'their'")("their")
+
+
+def test_without_a_data_root_it_is_the_folder_data(places, monkeypatch):
+    here, root = places
+    root.rename(here / "data")
+    for unset in (lambda: monkeypatch.setenv("PTGLAB_DATA", ""), lambda: monkeypatch.delenv("PTGLAB_DATA")):
+        unset()
+        assert data.located("there") == "data/there" and values(data.load("there")) == [1, 3]
+        assert data.located("both") == "both"
+
+
+# ---- checking labels without reading images
+
+
+def outcome(call, *args):
+    """Return what `call` is refused with, "" if it is not."""
+    try:
+        call(*args)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+OWN, GIVEN = {None, "", "label"}, {"given"}
+CHECKED = {  # how it is made, and which columns it has
+    "classes": (lambda p: write_images(p, {"a/1.png": 1, "b/1.png": 2}), OWN),
+    "csv": (lambda p: flat(p, "id,label,given\na.png,x,y\nb.png,y,x\n"), OWN | GIVEN),
+    "csv without label": (lambda p: flat(p, "id,given\na.png,x\nb.png,y\n"), GIVEN),
+    "bad csv": (lambda p: flat(p, "file,given\na.png,x\n"), set()),
+    "csv of others": (lambda p: flat(p, "id,label\nelsewhere.png,x\n"), set()),
+    "train and test": (lambda p: (flat(p / "train", "id,label,given\na.png,x,y\nb.png,y,x\n"),
+                                  flat(p / "test", "id,label\na.png,x\n")), OWN | GIVEN),
+    "animal10n": (lambda p: write_images(p, {"training/0_1.png": 1, "training/3_1.png": 2, "testing/0_1.png": 3}), OWN),
+    "parquet": (lambda p: write_parquet(p / "train.parquet", [1, 2], label=[0, 1], given=[1, 0]), OWN | GIVEN),
+    "parquet without label": (lambda p: write_parquet(p / "train.parquet", [1, 2], given=[1, 0]), GIVEN),
+    "no parquet": (lambda p: (p.mkdir(), (p / "train.parquet").write_bytes(b"PAR1")), set()),
+    "images only": (lambda p: write_images(p, {"a.png": 1, "b.png": 2}), set()),
+    "nothing": (lambda p: p.mkdir(), set()),
+    "not there": (lambda p: None, set()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHECKED)
+@pytest.mark.parametrize("labels", [None, "", "label", "given", "gven"])
+def test_labels_are_refused_as_loading_would_and_no_image_is_read(tmp_path, monkeypatch, case, labels):
+    source, (make, columns) = tmp_path / "source", CHECKED[case]
+    make(source)
+    expected = outcome(lambda: data.load(source, labels=labels))
+    assert bool(expected) == (labels not in columns)
+    monkeypatch.setattr(data, "decode", None)
+    monkeypatch.setattr(data.parquet, "read", None)
+    assert outcome(data.check_labels, source, labels) == expected
+
+
+def test_labels_of_what_lies_below_the_data_root(places):
+    refused("unknown dataset 'their'", call=data.check_labels)("their")
+    assert outcome(data.check_labels, "there") == ""
+    refused("no label column 'given'", call=data.check_labels)("there", "given")
+
+
+@pytest.mark.parametrize("labels", [None, "", "label"])
+def test_labels_of_digits(labels):
+    data.check_labels("digits", labels)
+    refused("unknown label column of digits 'labl'", "did you mean 'label'", call=data.check_labels)("digits", "labl")
+
+
+def test_labels_of_a_name_are_checked_without_a_download(tmp_path, monkeypatch):
+    """Only the file of people's labels is looked at."""
+    monkeypatch.setenv("PTGLAB_DATA", str(tmp_path))
+    for name in ("CIFAR10", "CIFAR100", "FashionMNIST"):
+        monkeypatch.setattr(torchvision.datasets, name, None)
+    for name in ("cifar10", "cifar100", "fashion_mnist"):
+        for labels in (None, "", "label"):
+            data.check_labels(name, labels)
+    check = data.check_labels
+    refused("label_worse", str(tmp_path / "CIFAR-10_human.pt"), "not there", call=check)("cifar10", "label_worse")
+    human_file(tmp_path / "CIFAR-10_human.pt")
+    check("cifar10", "label_worse")
+    refused("'label_worst'", "did you mean 'label_worse'", call=check)("cifar10", "label_worst")
+    refused("cifar100 (train) has no label column 'label_noisy'", call=check)("cifar100", "label_noisy")
+    refused("fashion_mnist (train) has no label column", call=check)("fashion_mnist", "label_worse")
+    refused("unknown dataset 'cifr10'", "did you mean 'cifar10'", call=check)("cifr10")
+
+
 # ---- torchvision names, with its classes replaced
 
 

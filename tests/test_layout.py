@@ -12,16 +12,17 @@ PACKAGE = Path(__file__).parents[1] / "ptglab"
 SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(PACKAGE.glob("*.py"))}
 every_module = pytest.mark.parametrize("module", SOURCES)
 
-FOUNDATIONS = {"errors", "neighbours", "decode", "folders", "listed", "parquet", "suspects"}
+FOUNDATIONS = {"errors", "execution", "neighbours", "decode", "folders", "listed", "parquet", "suspects", "tables"}
 DETECTION = ["confident", "noise_rate", "feature_detectors", "planted", "label_errors"]  # each uses those before it
 LEAVES = {"data", "noise", "augment", "backbones", "losses", "optim", "metrics", "figures", "runs"}
 LEAVES |= {"oddities", *DETECTION}
 LOOPS = {"pretrain", "finetune", "predict", "patches"}
-ROOMS = {"sweep", "recipes", "review", "peers", "speed", "audit", "exports"}
+ROOMS = {"board", "recipes", "review", "spec", "sweep", "peers", "speed", "audit", "exports"}
 MAY_IMPORT = {
     "__init__": set(),
     "errors": set(),
-    **dict.fromkeys(["neighbours", "decode", "suspects"], {"errors"}),
+    **dict.fromkeys(["execution", "neighbours", "decode", "suspects"], {"errors"}),
+    "tables": set(),
     "folders": {"errors", "decode"},
     "listed": {"errors", "decode", "folders"},
     "parquet": {"errors", "folders"},
@@ -32,6 +33,9 @@ MAY_IMPORT = {
     **dict.fromkeys(LOOPS, FOUNDATIONS | LEAVES | {"engine"}),
     **dict.fromkeys(ROOMS, FOUNDATIONS | LEAVES | {"engine"} | LOOPS),
     "speed": FOUNDATIONS | LEAVES | {"engine", "peers"} | LOOPS,
+    "spec": FOUNDATIONS | LEAVES | {"engine", "recipes"} | LOOPS,
+    "sweep": FOUNDATIONS | LEAVES | {"engine", "spec"},
+    "board": {"spec", "sweep"},
     "exports": FOUNDATIONS | LEAVES | {"__version__"},
     "cli": FOUNDATIONS | LEAVES | {"engine"} | LOOPS | ROOMS | {"__version__"},
 }

@@ -1,4 +1,4 @@
-"""The two-view losses against explicit loops, lightly, closed forms and their invariances."""
+"""The two-view and the supervised losses against explicit loops, lightly, closed forms and their invariances."""
 
 import math
 
@@ -202,3 +202,81 @@ def test_standardise_is_numpy(seed):
     z = views(seed)[0]
     expected = (z.numpy() - z.numpy().mean(0)) / z.numpy().std(0)
     torch.testing.assert_close(losses.standardise(z), torch.as_tensor(expected), rtol=1e-4, atol=1e-5)
+
+
+def logits_and_labels(seed: int, b: int = 30, k: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [b, k] with probabilities of the label from 1e-6 to almost 1, and labels."""
+    draws = torch.Generator().manual_seed(seed)
+    return 4 * torch.randn(b, k, generator=draws), torch.randint(k, (b,), generator=draws)
+
+
+def slow_gce(logits, labels, q: float = 0.7) -> float:
+    """Equation 6 of arXiv 1805.07836, row by row; the mean over the batch."""
+    total = 0.0
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        p = math.exp(row[label]) / math.fsum(math.exp(v) for v in row)
+        total += (1 - p**q) / q
+    return total / len(labels)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("options", [{}, {"q": 0.1}, {"q": 0.5}, {"q": 1.0}], ids=str)
+def test_gce_slow_reference(options, seed):
+    logits, labels = logits_and_labels(seed)
+    assert losses.gce(logits, labels, **options).item() == pytest.approx(slow_gce(logits, labels, **options), rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gce_lies_between_cross_entropy_and_absolute_error(seed):
+    """Section 3.2: q to 0 is cross entropy; q = 1 half the mean absolute error, 1 - p; it falls all the way."""
+    logits, labels = logits_and_labels(seed)
+    p = logits.softmax(1)[torch.arange(30), labels]
+    own = torch.nn.functional.one_hot(labels, 6)
+    absolute = (own - logits.softmax(1)).abs().sum(1).mean() / 2
+    torch.testing.assert_close(losses.gce(logits, labels, q=1.0), (1 - p).mean())
+    torch.testing.assert_close(losses.gce(logits, labels, q=1.0), absolute)
+    entropy = torch.nn.functional.cross_entropy(logits, labels)
+    torch.testing.assert_close(losses.gce(logits, labels, q=1e-3), entropy, rtol=2e-2, atol=0)
+    values = [losses.gce(logits, labels, q=q).item() for q in (1e-2, 0.3, 0.7, 1.0)]
+    assert entropy > values[0] > values[1] > values[2] > values[3]
+
+
+@pytest.mark.parametrize("k", [2, 10])
+@pytest.mark.parametrize("q", [0.3, 0.7])
+def test_gce_of_equal_chances(k, q):
+    """(1 - K^-q) / q, whatever the label."""
+    value = losses.gce(torch.full((4, k), 3.0), torch.arange(4) % k, q)
+    assert value.item() == pytest.approx((1 - k**-q) / q, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gce_pulls_by_the_power_of_the_probability(seed):
+    """Its gradient is that of cross entropy, row by row, times p^q (section 3.2)."""
+    logits, labels = logits_and_labels(seed)
+    logits.requires_grad_()
+    p = logits.detach().softmax(1)[torch.arange(30), labels]
+    ours = torch.autograd.grad(losses.gce(logits, labels), logits)[0]
+    plain = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, labels), logits)[0]
+    torch.testing.assert_close(ours, p[:, None] ** 0.7 * plain, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gce_invariances(seed):
+    """Order of rows; a constant added to all logits of a row; names of classes."""
+    logits, labels = logits_and_labels(seed)
+    draws = torch.Generator().manual_seed(seed)
+    rows, classes = torch.randperm(30, generator=draws), torch.randperm(6, generator=draws)
+    value = losses.gce(logits, labels)
+    torch.testing.assert_close(losses.gce(logits[rows], labels[rows]), value)
+    torch.testing.assert_close(losses.gce(logits + torch.randn(30, 1, generator=draws), labels), value)
+    torch.testing.assert_close(losses.gce(logits[:, classes], classes.argsort()[labels]), value)
+    assert not torch.isclose(losses.gce(logits, labels[rows]), value, rtol=1e-2)  # the pairs matter
+
+
+def test_gce_is_finite_where_the_label_cannot_be_right():
+    """In bfloat16, too, which it computes in float32; its gradient vanishes, and that of the logarithm does not."""
+    logits = torch.tensor([[200.0, 0.0, -200.0]], dtype=torch.bfloat16, requires_grad=True)
+    value = losses.gce(logits, torch.tensor([2]))
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert value.dtype == torch.float32 and value.item() == pytest.approx(1 / 0.7)
+    assert gradient.abs().max() < 1e-30

@@ -9,6 +9,7 @@ from bad_inputs import parquet as content
 from conftest import refused
 
 from ptglab import parquet
+from ptglab.errors import InputError
 
 BLOBS = [b"a", b"bc", None, b""]
 
@@ -82,6 +83,62 @@ def test_types_in_messages_are_short(tmp_path):
     path = write(tmp_path / "x.parquet", image=wide, label=[0])
     with pytest.raises(ValueError, match=r"^.{0,250}$"):
         parquet.read([path], None)
+
+
+def outcome(call, *args):
+    """Return what `call` is refused with, "" if it is not."""
+    try:
+        call(*args)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+CHECKED = {
+    "both": dict(blobs=BLOBS, label=[0, 1, 1, 1], given=[1, 0, 1, 1]),
+    "given only": dict(blobs=BLOBS, given=[1, 0, 1, 1]),
+    "no labels": dict(blobs=BLOBS),
+    "text for an image": dict(image=pa.array(["a", "b"]), label=[0, 1]),
+    "no bytes": dict(image=pa.array([{"path": "a"}]), label=[0]),
+    "bytes that are text": dict(image=pa.array([{"bytes": "a"}]), label=[0]),
+}
+
+
+@pytest.mark.parametrize("case", CHECKED)
+@pytest.mark.parametrize("labels", [None, "given", "gven"])
+def test_a_check_refuses_what_reading_would(tmp_path, case, labels):
+    path = write(tmp_path / "x.parquet", **CHECKED[case])
+    found = outcome(parquet.check, path, labels)
+    assert found == outcome(parquet.read, [path], labels)
+    fine = {"both": [None, "given"], "given only": ["given"]}
+    assert (not found) == (labels in fine.get(case, []))
+    if labels == "gven" and case in fine:
+        refused(f"unknown label column of {path} 'gven'", "did you mean 'given'", call=parquet.check)(path, labels)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "no end", "other"])
+def test_a_check_of_a_damaged_file_is_one_line(tmp_path, damage):
+    path = write(tmp_path / "x.parquet", BLOBS, label=[0, 1, 1, 1])
+    left = {"empty": b"", "no end": path.read_bytes()[:-9], "other": b"id,label\n1,2\n", "missing": None}[damage]
+    path.unlink() if left is None else path.write_bytes(left)
+    refused(f"{path} is no readable parquet file: ", call=parquet.check)(path, None)
+    assert outcome(parquet.check, path, None) == outcome(parquet.read, [path], None)
+
+
+@pytest.mark.parametrize("name", ["né .parquet", "a\n%20#?.parquet", "\udcff.parquet"], ids=ascii)
+def test_a_check_takes_any_name_of_a_file(tmp_path, name):
+    path = write(tmp_path / name, BLOBS, label=[0, 1, 1, 1])
+    assert outcome(parquet.check, path, None) == outcome(parquet.read, [path], None) == ""
+
+
+def test_a_check_reads_no_rows(tmp_path):
+    """With all of them damaged, only reading finds out."""
+    path = write(tmp_path / "x.parquet", BLOBS, label=[0, 1, 1, 1])
+    content = path.read_bytes()
+    footer = 8 + int.from_bytes(content[-8:-4], "little")
+    path.write_bytes(content[:4] + b"\xff" * (len(content) - footer - 4) + content[-footer:])
+    parquet.check(path, None)
+    refused("is no readable parquet file", call=parquet.read)([path], None)
 
 
 def test_the_files_of_a_split(tmp_path):

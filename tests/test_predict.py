@@ -70,6 +70,40 @@ def test_a_row_is_not_predicted_from_its_label(monkeypatch, changed, l2):
     assert np.median(difference[fold != changed]) > 0.05
 
 
+@pytest.mark.parametrize(("share", "l2"), [(0.5, 100.0), (0.8, 5.0)])
+def test_heads_learn_from_trusted_rows_only(share, l2):
+    """scikit-learn's, fold by fold: every row is predicted, trusted or not, in the standardisation of all."""
+    given, _, _, features = planted(n=300, k=4, rate=0.3, seed=2)
+    trusted = np.random.default_rng(0).random(300) < share
+    x, fold, expected = standardised(features), engine.folds(given, 5, 1), np.zeros((300, 4))
+    for f in range(5):
+        rows = (fold != f) & trusted
+        peer = LogisticRegression(C=1 / l2, tol=1e-8, max_iter=10_000).fit(x[rows], given[rows])
+        expected[fold == f] = peer.predict_proba(x[fold == f])
+    probs = predict.out_of_fold(features, given, 4, seed=1, l2=l2, trusted=trusted)
+    np.testing.assert_allclose(probs, expected, atol=1e-3)
+    assert np.abs(probs - predict.out_of_fold(features, given, 4, seed=1, l2=l2)).max() > 0.02
+
+
+def test_a_label_that_is_not_trusted_is_in_no_prediction(monkeypatch):
+    """With the folds pinned, any labels of untrusted rows predict the same; so do two versions side by side."""
+    given, _, _, features = planted(n=200, k=4, rate=0.2)
+    trusted = np.arange(200) % 4 > 0
+    monkeypatch.setattr(engine, "folds", lambda labels, number, seed: (np.arange(200) + seed) % number)
+    other = np.where(trusted, given, (given + 1) % 4)
+    before, after = (predict.out_of_fold(features, y, 4, repeats=2, trusted=trusted) for y in (given, other))
+    np.testing.assert_array_equal(after, before)
+    both = predict.out_of_fold(features, np.stack([given, other]), 4, repeats=2, trusted=trusted)
+    np.testing.assert_allclose(both, np.stack([before, before]), atol=3e-4)
+    assert np.abs(predict.out_of_fold(features, other, 4, repeats=2) - before).max() > 0.05
+
+
+def test_to_trust_every_row_is_the_default():
+    given, _, _, features = planted(n=150, k=3)
+    everything = predict.out_of_fold(features, given, 3, trusted=np.ones(150, bool))
+    np.testing.assert_array_equal(everything, predict.out_of_fold(features, given, 3))
+
+
 def test_repeats_are_averaged():
     given, _, _, features = planted(n=120, k=3)
     both = np.stack([given, given[::-1]])

@@ -124,6 +124,27 @@ def test_a_repeated_epoch_counts_once_and_the_last_time(run):
     pd.testing.assert_frame_equal(run.records(), expected, check_exact=True)
 
 
+def test_a_record_that_was_torn_is_dropped_wherever_it_was_torn(run):
+    """A kill may leave any part of the last line; whole lines stay, and the epoch that is run again follows them."""
+    path, again = run.path / "metrics.jsonl", {"epoch": 9}
+    lines = [json.dumps({"epoch": epoch, "loss": 1 / epoch}) + "\n" for epoch in (1, 2)]
+    content = "".join(lines).encode()
+    for end in range(len(content) + 1):
+        path.write_bytes(content[:end])
+        run.follow([again], "pretrain", 9)
+        whole = content[:end].decode().count("\n")
+        assert path.read_bytes() == "".join([*lines[:whole], json.dumps(again) + "\n"]).encode()
+        assert run.records()["epoch"].tolist() == [*range(1, whole + 1), 9]
+    assert [path.name for path in run.path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_records_without_a_torn_line_are_not_written_anew(run, monkeypatch):
+    run.follow([{"epoch": 1}], "pretrain", 2)
+    monkeypatch.setattr(runs, "write", None)
+    run.follow([{"epoch": 2}], "pretrain", 2)
+    assert (run.path / "metrics.jsonl").read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
+
+
 # ---- arrays
 
 
@@ -171,6 +192,35 @@ def test_a_growing_array_goes_on_where_it_was_left(run):
     again[1] = 2.5
     again.flush()
     np.testing.assert_array_equal(run.array("history"), [[1.5] * 4, [2.5] * 4, [0] * 4])
+
+
+def test_a_growing_array_appears_whole_or_not_at_all(run, monkeypatch):
+    path, seen = run.path / "arrays" / "history.npy", []
+
+    def full_disk(file, mode, *args, original=np.lib.format.open_memmap):
+        array = original(file, mode, *args)
+        seen.append((path.exists(), array.shape))
+        if len(seen) == 1:
+            raise OSError(28, "No space left on device")
+        return array
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        run.growing_array("history", (3, 4))
+    assert list(path.parent.iterdir()) == []
+    assert run.growing_array("history", (3, 4)).shape == (3, 4)
+    assert seen == [(False, (3, 4)), (False, (3, 4)), (True, (3, 4))]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_growing_array_that_is_there_is_not_made_anew(run, monkeypatch):
+    run.save_array("history", np.arange(12, dtype=np.float32).reshape(3, 4))
+    monkeypatch.setattr(runs, "write", None)
+    array = run.growing_array("history", (3, 4))
+    np.testing.assert_array_equal(array, np.arange(12).reshape(3, 4))
+    array[2] = -1
+    array.flush()
+    np.testing.assert_array_equal(run.array("history"), [[0, 1, 2, 3], [4, 5, 6, 7], [-1] * 4])
 
 
 def test_stored_labels_belong_to_their_images(run):
@@ -221,6 +271,28 @@ def test_an_unknown_result_column_is_refused(run):
         [{"seed": 2}, {"accuracy_lst": 0.5}]
     )
     assert run.results()["seed"].tolist() == [1]
+
+
+def test_a_table_comes_back_as_it_was(run):
+    table = pd.DataFrame({"epoch": [1, 2], "accuracy": [0.1 + 0.2, np.nan], "recipe": ["né, plain", "gce"]})
+    table.index = [7, 8]
+    run.save_table("curves", table)
+    assert (run.path / "curves.csv").read_text().splitlines()[0] == "epoch,accuracy,recipe"
+    back = pd.read_csv(run.path / "curves.csv")
+    pd.testing.assert_frame_equal(back, table.reset_index(drop=True), check_exact=True)
+
+
+def test_a_table_that_cannot_be_written_leaves_the_one_before(run):
+    class Torn(pd.DataFrame):
+        def to_csv(self, path, **options):
+            path.write_text("epoch,accu")
+            raise OSError(28, "No space left on device")
+
+    run.save_table("curves", pd.DataFrame({"epoch": [1]}))
+    with pytest.raises(OSError, match="No space left"):
+        run.save_table("curves", Torn({"epoch": [2]}))
+    assert (run.path / "curves.csv").read_text() == "epoch\n1\n"
+    assert sorted(path.name for path in run.path.iterdir()) == ["curves.csv", "params.json"]
 
 
 def test_a_figure_is_written_beside_what_it_was_drawn_from(run):
@@ -378,101 +450,3 @@ def test_divergence_says_what_was_kept(checkpoint):
     assert f"in epoch 4; the last good state is {checkpoint};" in runs.diverged(4, checkpoint)
     for nothing in (None, checkpoint.with_name("none")):
         assert "in epoch 4; nothing was kept; a lower learning_rate" in runs.diverged(4, nothing)
-
-
-# ---- notebooks
-
-DECLARED = dict(run_dir="runs/x", epochs=40, rate=0.4, offset=-1, cached=True)
-CELL = "".join(f"{name} = {value!r}  # what it is\n" for name, value in DECLARED.items())
-
-
-def write_notebook(path, source=CELL, tags=("parameters",)):
-    """A cell of another kind comes first."""
-    cells = [
-        {"cell_type": "markdown", "metadata": {}, "source": ["# Question\n"]},
-        {"cell_type": "code", "metadata": {"tags": list(tags)}, "source": source},
-        {"cell_type": "code", "metadata": {}, "source": ["epochs = epochs * 2"]},
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
-    return str(path)
-
-
-@pytest.fixture
-def notebook(tmp_path):
-    return write_notebook(tmp_path / "mine.ipynb")
-
-
-def namespace(injected="", **changed):
-    """What a notebook's globals hold once papermill's cell has run."""
-    values = DECLARED | changed
-    exec(injected, {}, values)
-    return values | {"In": ["", "import this", CELL, injected]}
-
-
-@pytest.mark.parametrize("source", [CELL, CELL.splitlines(keepends=True)], ids=["text", "lines"])
-def test_declared_parameters_of_a_path(tmp_path, source):
-    assert runs.declared_parameters(write_notebook(tmp_path / "mine.ipynb", source)) == DECLARED
-
-
-def test_a_notebook_without_parameters_declares_none(tmp_path):
-    assert runs.declared_parameters(write_notebook(tmp_path / "mine.ipynb", tags=())) == {}
-
-
-@pytest.mark.parametrize("folder", ["ptglab/notebooks", "notebooks"], ids=["wheel", "checkout"])
-def test_our_notebooks_go_by_name(tmp_path, monkeypatch, folder):
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "ptglab" / "runs.py"))
-    path = write_notebook(tmp_path / folder / "02_pretrain.ipynb")
-    write_notebook(tmp_path / folder / "03_finetune.ipynb")
-    assert str(runs.notebook_path("02_pretrain")) == path
-    assert runs.declared_parameters("02_pretrain") == DECLARED
-    refused("unknown notebook '02_pretrian'", "did you mean '02_pretrain'", "03_finetune", call=runs.notebook_path)(
-        "02_pretrian"
-    )
-
-
-def test_parameters_are_the_values_in_hand(notebook):
-    assert runs.parameters(notebook, namespace()) == DECLARED
-    given = runs.parameters(notebook, namespace("# Parameters\nepochs = 3\nrun_dir = 'b'\n", rate=0.7, other="no"))
-    assert given == DECLARED | {"epochs": 3, "run_dir": "b", "rate": 0.7}
-
-
-def test_outside_ipython_there_is_no_injected_cell(notebook):
-    assert runs.parameters(notebook, dict(DECLARED)) == DECLARED
-
-
-def test_a_parameter_nobody_declared_is_refused(notebook):
-    injected = "# Parameters\nepohcs = 3\n"
-    refused("'epohcs'", notebook, "did you mean 'epochs'", call=runs.parameters)(notebook, namespace(injected))
-
-
-def test_a_cell_of_ones_own_is_not_taken_for_papermills(notebook):
-    own = "# Parameters of the figure\nimport math\nsize = (3, 4)\n"
-    assert runs.parameters(notebook, namespace(own)) == DECLARED
-
-
-@pytest.mark.parametrize(
-    ("values", "type_name"),
-    [
-        ({"epochs": "3"}, "int"),
-        ({"epochs": 3.0}, "int"),
-        ({"epochs": True}, "int"),
-        ({"rate": True}, "float"),
-        ({"rate": "0.4"}, "float"),
-        ({"cached": 1}, "bool"),
-        ({"run_dir": None}, "str"),
-        ({"run_dir": 3}, "str"),
-    ],
-    ids=str,
-)
-def test_a_value_of_another_type_is_refused(notebook, values, type_name):
-    [(name, value)] = values.items()
-    injected = f"# Parameters\n{name} = {value!r}\n"
-    refused(f"parameter '{name}'", notebook, f"is {value!r}", f"type {type_name}", call=runs.parameters)(
-        notebook, namespace(injected)
-    )
-
-
-@pytest.mark.parametrize("values", [{"rate": 1}, {"epochs": 0}, {"offset": 2}, {"cached": False}], ids=str)
-def test_a_value_that_will_do_is_kept(notebook, values):
-    assert runs.parameters(notebook, namespace(**values)) == DECLARED | values

@@ -1,0 +1,225 @@
+"""Notebooks: what they declare, what they are given, and what is left of an execution."""
+
+import json
+import subprocess
+import sys
+import warnings
+from importlib import util
+from pathlib import Path
+
+import pytest
+from conftest import refused
+
+from ptglab import execution
+from ptglab.errors import InputError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import papermill
+
+DECLARED = dict(run_dir="runs/x", epochs=40, rate=0.4, offset=-1, cached=True)
+CELL = "".join(f"{name} = {value!r}  # what it is\n" for name, value in DECLARED.items())
+
+
+def write_notebook(path, source=CELL, tags=("parameters",)):
+    """A cell of another kind comes first."""
+    cells = [
+        {"cell_type": "markdown", "metadata": {}, "source": ["# Question\n"]},
+        {"cell_type": "code", "metadata": {"tags": list(tags)}, "source": source},
+        {"cell_type": "code", "metadata": {}, "source": ["epochs = epochs * 2"]},
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    return str(path)
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    return write_notebook(tmp_path / "mine.ipynb")
+
+
+def namespace(injected="", **changed):
+    """What a notebook's globals hold once papermill's cell has run."""
+    values = DECLARED | changed
+    exec(injected, {}, values)
+    return values | {"In": ["", "import this", CELL, injected]}
+
+
+@pytest.mark.parametrize("source", [CELL, CELL.splitlines(keepends=True)], ids=["text", "lines"])
+def test_declared_parameters_of_a_path(tmp_path, source):
+    assert execution.declared_parameters(write_notebook(tmp_path / "mine.ipynb", source)) == DECLARED
+
+
+def test_a_notebook_without_parameters_declares_none(tmp_path):
+    assert execution.declared_parameters(write_notebook(tmp_path / "mine.ipynb", tags=())) == {}
+
+
+@pytest.mark.parametrize("folder", ["ptglab/notebooks", "notebooks"], ids=["wheel", "checkout"])
+def test_our_notebooks_go_by_name(tmp_path, monkeypatch, folder):
+    monkeypatch.setattr(execution, "__file__", str(tmp_path / "ptglab" / "execution.py"))
+    path = write_notebook(tmp_path / folder / "02_pretrain.ipynb")
+    write_notebook(tmp_path / folder / "03_finetune.ipynb")
+    assert str(execution.notebook_path("02_pretrain")) == path
+    assert execution.declared_parameters("02_pretrain") == DECLARED
+    refused(
+        "unknown notebook '02_pretrian'", "did you mean '02_pretrain'", "03_finetune", call=execution.notebook_path
+    )("02_pretrian")
+
+
+def test_parameters_are_the_values_in_hand(notebook):
+    assert execution.parameters(notebook, namespace()) == DECLARED
+    given = execution.parameters(notebook, namespace("# Parameters\nepochs = 3\nrun_dir = 'b'\n", rate=0.7, other="no"))
+    assert given == DECLARED | {"epochs": 3, "run_dir": "b", "rate": 0.7}
+
+
+def test_outside_ipython_there_is_no_injected_cell(notebook):
+    assert execution.parameters(notebook, dict(DECLARED)) == DECLARED
+
+
+def test_a_parameter_nobody_declared_is_refused(notebook):
+    injected = "# Parameters\nepohcs = 3\n"
+    refused("'epohcs'", notebook, "did you mean 'epochs'", call=execution.parameters)(notebook, namespace(injected))
+
+
+def test_a_cell_of_ones_own_is_not_taken_for_papermills(notebook):
+    own = "# Parameters of the figure\nimport math\nsize = (3, 4)\n"
+    assert execution.parameters(notebook, namespace(own)) == DECLARED
+
+
+@pytest.mark.parametrize(
+    ("values", "type_name"),
+    [
+        ({"epochs": "3"}, "int"),
+        ({"epochs": 3.0}, "int"),
+        ({"epochs": True}, "int"),
+        ({"rate": True}, "float"),
+        ({"rate": "0.4"}, "float"),
+        ({"cached": 1}, "bool"),
+        ({"run_dir": None}, "str"),
+        ({"run_dir": 3}, "str"),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_type_is_refused(notebook, values, type_name):
+    [(name, value)] = values.items()
+    injected = f"# Parameters\n{name} = {value!r}\n"
+    refused(f"parameter '{name}'", notebook, f"is {value!r}", f"type {type_name}", call=execution.parameters)(
+        notebook, namespace(injected)
+    )
+
+
+@pytest.mark.parametrize("values", [{"rate": 1}, {"epochs": 0}, {"offset": 2}, {"cached": False}], ids=str)
+def test_a_value_that_will_do_is_kept(notebook, values):
+    assert execution.parameters(notebook, namespace(**values)) == DECLARED | values
+
+
+# ---- what the command line gives
+
+
+def test_values_take_the_type_of_the_parameter():
+    values = execution.values("02_pretrain", ["epochs=3", "learning_rate=1", "method=vicreg"])
+    assert values == {"epochs": 3, "learning_rate": 1.0, "method": "vicreg"}
+    assert isinstance(values["learning_rate"], float)
+
+
+@pytest.mark.parametrize("text", ["true", "True", "FALSE", "false"])
+def test_a_switch_is_true_or_false(notebook, text):
+    assert execution.values(notebook, [f"cached={text}"]) == {"cached": text.lower() == "true"}
+
+
+def test_a_text_is_taken_whole_and_the_last_of_two_counts(notebook):
+    assert execution.values(notebook, ["run_dir=a=b", "offset=1", "run_dir= c=", "offset=-2"]) == {
+        "run_dir": " c=", "offset": -2
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("epochs", ["'epochs' is no parameter", "NAME=VALUE"]),
+        ("epochs=many", ["'epochs' is 'many'", "type int"]),
+        ("epochs=3.0", ["'epochs' is '3.0'", "type int"]),
+        ("rate=", ["'rate' is ''", "type float"]),
+        ("cached=1", ["'cached' is '1'", "type bool"]),
+        ("epohcs=3", ["unknown parameter of", "'epohcs'", "did you mean 'epochs'"]),
+        ("run_dir=\udcff", ["'run_dir' is no text", "rename what it names"]),
+    ],
+)
+def test_what_is_no_value_of_a_parameter_is_refused(notebook, text, words):
+    refused(*words, call=execution.values)(notebook, ["offset=1", text])
+
+
+# ---- executing
+
+
+@pytest.fixture
+def papermills(monkeypatch):
+    """Return a function that has papermill write a copy and then raise what it is given, in place of executing."""
+
+    def replace(error=None):
+        def run(source, out, values, **options):
+            Path(out).write_text(f"{Path(source).name} with {values}")
+            if error:
+                raise error
+
+        monkeypatch.setattr(papermill, "execute_notebook", run)
+
+    return replace
+
+
+def left(folder):
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_the_executed_copy_takes_its_place_in_the_end(notebook, tmp_path, papermills):
+    papermills()
+    for epochs in (3, 4):
+        execution.execute(notebook, tmp_path / "run" / "notebook.ipynb", {"epochs": epochs})
+        assert left(tmp_path / "run") == {"notebook.ipynb": f"mine.ipynb with {{'epochs': {epochs}}}"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "failed"),
+    [("InputError", "unknown dataset 'x'", {}),
+     ("KeyError", "'x' (cell 7 of ", {"failed-notebook.ipynb": "mine.ipynb with {'epochs': 3}"})],
+)  # fmt: skip
+def test_an_error_inside_is_one_line_and_an_earlier_copy_stays(notebook, tmp_path, papermills, name, message, failed):
+    """What is refused has done nothing; what failed leaves its copy under another name."""
+    out = tmp_path / "run" / "notebook.ipynb"
+    out.parent.mkdir()
+    out.write_text("earlier")
+    papermills(papermill.PapermillExecutionError(3, 7, "epochs / 0", name, message.split(" (")[0], ["Traceback\n"]))
+    refused(message, call=execution.execute)(notebook, out, {"epochs": 3})
+    assert left(out.parent) == {"notebook.ipynb": "earlier"} | failed
+
+
+def test_a_place_that_cannot_be_written_is_named(notebook, tmp_path, papermills):
+    papermills(PermissionError(13, "Permission denied"))
+    refused(f"cannot write {tmp_path / 'a.ipynb'}: Permission denied", call=execution.execute)(
+        notebook, tmp_path / "a.ipynb", {}
+    )
+    assert left(tmp_path).keys() == {"mine.ipynb"}
+
+
+def test_a_kill_leaves_no_half_executed_copy(notebook, tmp_path, papermills):
+    papermills(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        execution.execute(notebook, tmp_path / "a.ipynb", {})
+    assert left(tmp_path).keys() == {"mine.ipynb"}
+
+
+def test_without_papermill_the_mend_is_named(notebook, tmp_path, monkeypatch):
+    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"papermill is not installed.*pip install 'ptglab\[lab\]'"):
+        execution.execute(notebook, tmp_path / "a.ipynb", {})
+    assert left(tmp_path).keys() == {"mine.ipynb"}
+
+
+LOADED = "import sys; from ptglab import {}; print(*sorted({{'torch', 'papermill', 'pandas'}} & sys.modules.keys()))"
+
+
+@pytest.mark.parametrize(("module", "loaded"), [("execution", []), ("noise_rate", ["torch"])])
+def test_a_cells_process_starts_without_torch_and_papermill(module, loaded):
+    """And the test would see it: another module does load torch."""
+    done = subprocess.run([sys.executable, "-c", LOADED.format(module)], capture_output=True, text=True, check=True)
+    assert set(loaded) <= set(done.stdout.split()) and bool(done.stdout.split()) == bool(loaded)
