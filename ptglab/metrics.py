@@ -59,3 +59,13 @@ def ranking(score: np.ndarray, is_flipped: np.ndarray) -> tuple[np.ndarray, np.n
     """Return (recall [T], precision [T]) of flagging every score below each threshold, recall from 0 to 1."""
     precision, recall, _ = precision_recall_curve(np.asarray(is_flipped, bool), -np.asarray(score))
     return recall[::-1], precision[::-1]
+
+
+def errors_found(score: np.ndarray, is_flipped: np.ndarray) -> np.ndarray:
+    """Return float64 [N]: the share of the wrong labels found once 1, 2, ..., N rows are checked, lowest score first.
+
+    score: [N], equal ones are checked in row order; is_flipped: bool [N]. NaN everywhere if no label is wrong.
+    """
+    wrong = np.asarray(is_flipped, bool)
+    found = wrong[np.argsort(score, kind="stable")].cumsum()
+    return found / wrong.sum() if wrong.any() else np.full(len(wrong), np.nan)

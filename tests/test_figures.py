@@ -157,3 +157,19 @@ def test_short_names_fit_on_a_line_and_are_no_formulas(ax):
     ax.set_title(figures.short("$x_1^{$ \udcff & <b>"))
     figures.caption(ax.figure, dataset="\udcff $x_1^{$")
     ax.figure.canvas.draw()  # a formula that cannot be read raises, and so does half a character
+
+
+def test_checked_draws_shares_in_percent_and_the_number_of_wrong_labels(ax):
+    steps = [1, 2, 4]
+    figures.checked(ax, {"knn": (steps, [0.5, 0.5, 1]), "ideal": (steps, [0.5, 1, 1])}, 2)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [50, 50, 100])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["knn", "ideal"]
+    assert ax.lines[1].get_color() == figures.INK and ax.texts[0].get_text() == "2 labels are wrong"
+
+
+def test_table_writes_what_it_is_told_and_leaves_gaps_empty(ax):
+    values, texts = np.array([[0.5, np.nan], [0.9, 0.7]]), np.array([["50 ± 1", ""], ["90 ± 2", "70 ± 3"]])
+    figures.table(ax, values, texts, ["scratch", "simclr"], ["uniform\n20%", "uniform\n40%"])
+    assert [text.get_text() for text in ax.texts] == ["50 ± 1", "90 ± 2", "70 ± 3"]
+    np.testing.assert_allclose(ax.collections[0].get_array().compressed(), [50, 90, 70])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["scratch", "simclr"]

@@ -157,3 +157,30 @@ def test_ranking_by_hand(seed):
         hits = sum(w for s, w in zip(score, wrong, strict=True) if s <= threshold)
         assert recall[i] == pytest.approx(hits / wrong.sum())
         assert precision[i] == pytest.approx(hits / (score <= threshold).sum())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_errors_found_by_hand(seed):
+    """Row by row, the lowest score first, the first row of equals first."""
+    draws = np.random.default_rng(seed)
+    wrong = draws.random(60) < 0.4
+    score = (draws.normal(size=60) - wrong).round(1)
+    left, found = list(range(60)), []
+    while left:
+        left.remove(row := min(left, key=lambda i: (score[i], i)))
+        found.append(found[-1] + wrong[row] if found else int(wrong[row]))
+    share = metrics.errors_found(score.astype(np.float32), wrong)
+    assert share == pytest.approx(np.array(found) / wrong.sum())
+    assert len(share) == 60 and share[-1] == 1 and (np.diff(share) >= 0).all()
+
+
+def test_errors_found_in_the_ideal_and_the_worst_order():
+    wrong = np.array([0, 1, 0, 1], bool)
+    assert metrics.errors_found(~wrong, wrong).tolist() == [0.5, 1, 1, 1]
+    assert metrics.errors_found(wrong, wrong).tolist() == [0, 0, 0.5, 1]
+    assert metrics.errors_found(np.zeros(4), wrong).tolist() == [0, 0.5, 0.5, 1]  # ties: row order
+
+
+def test_errors_found_where_no_label_is_wrong_is_nan():
+    assert np.isnan(metrics.errors_found(np.arange(3.0), np.zeros(3, bool))).all()
+    assert metrics.errors_found([], []).shape == (0,)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from ptglab import data, noise, runs, speed
+from ptglab import data, execution, noise, runs, speed
 from ptglab.errors import InputError
 
 with warnings.catch_warnings():
@@ -46,7 +46,7 @@ def test_shape(path):
 
 @each
 def test_parameters_are_commented_literals(path):
-    declared = runs.declared_parameters(str(path))
+    declared = execution.declared_parameters(str(path))
     assert {"run_dir", "dataset", "labels", "seed", "device"} <= declared.keys()
     lines = next(c for c in cells(path, "code") if "parameters" in c["metadata"].get("tags", []))["source"]
     assert all("  # " in line for line in lines)
@@ -59,7 +59,7 @@ def execute(name: str, folder: Path, **params) -> Path:
     """Execute a notebook by papermill in `folder`, as a user there would."""
     out = folder / f"{name}.ipynb"
     papermill.execute_notebook(
-        str(runs.notebook_path(name)), str(out), params, kernel_name="python3", progress_bar=False, cwd=str(folder)
+        str(execution.notebook_path(name)), str(out), params, kernel_name="python3", progress_bar=False, cwd=str(folder)
     )
     return out
 
@@ -196,3 +196,27 @@ def test_speed_is_measured_and_drawn(tmp_path):
     lines = pd.read_csv(figures / "speed.csv")
     assert list(lines["name"]) == list(speed.COMPARISONS) and (lines[["ours", "peer", "ratio"]] > 0).all(axis=None)
     assert set(pd.read_csv(figures / "cost.csv")["work"]) >= {"SSL epoch", "linear heads", "pixels a side"}
+
+
+def test_downstream_uses_are_measured_and_drawn(tmp_path):
+    """Few labels, the order of checking, propagated labels; everything small."""
+    few = {"counts": "1,5", "draws": 2, "draws_scratch": 1, "steps": 3}
+    execute("11_downstream", tmp_path, epochs=2, batch_size=64, **few, **SMALL)
+    run = runs.Run(tmp_path / "runs" / "11_downstream")
+    figures = run.path / "figures"
+    drawn = {path.stem for path in figures.glob("*.png")}
+    assert drawn == {"images", "transfer", "active", "propagation", "outvoted"}
+    transfer = pd.read_csv(figures / "transfer.csv").groupby(["look", "labels_a_class"])["value"].agg(["mean", "count"])
+    assert len(transfer) == 5 * 2 and transfer["mean"].between(0.1, 1).all()
+    assert set(transfer["count"]) == {2, 1} and (transfer.xs("pixels")["mean"].diff().dropna() > 0).all()
+    active = pd.read_csv(figures / "active.csv").pivot_table(index="checked", columns="order", values="found")
+    assert active.index[-1] == SMALL["subset"] and (active.iloc[-1] == 1).all()
+    assert active.le(active["ideal"], axis=0).all(axis=None) and (active.diff().dropna() >= 0).all(axis=None)
+    middle = active.iloc[len(active) // 2]
+    assert (middle[["ensemble", "confidence", "knn"]] > middle["random"] + 0.1).all()
+    spread = pd.read_csv(figures / "propagation.csv").groupby(["start", "look", "x"])["value"].mean()
+    assert spread["given", "pixels", 0.9] > spread["given", "pixels", 0.2] + 0.1
+    results = run.results()
+    assert list(results.columns) == runs.RESULT_COLUMNS and set(results["init"]) == {"simclr", "pixels"}
+    assert set(results["detector"]) == {"ensemble", "confidence", "knn", "label_spreading"}
+    assert (results["auroc"] > 0.7).all()
