@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -74,11 +75,12 @@ def execute(notebook: str, out: Path, values: dict) -> None:
     source, running = str(notebook_path(notebook)), out.with_name(f".running-{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        papermill.execute_notebook(
-            source, str(running), values, kernel_name="python3", progress_bar=False,
-            stdout_file=sys.stdout, stderr_file=sys.stderr,
-            config=Config(KernelManager={"transport": "ipc"}),  # no open ports
-        )  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix="ptglab-") as sockets:
+            papermill.execute_notebook(
+                source, str(running), values, kernel_name="python3", progress_bar=False,
+                stdout_file=sys.stdout, stderr_file=sys.stderr,
+                config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),  # no open ports
+            )  # fmt: skip
         running.replace(out)
     except papermill.PapermillExecutionError as error:
         if error.ename == "InputError":  # nothing was done: an earlier copy stays
