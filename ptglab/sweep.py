@@ -21,6 +21,7 @@ from ptglab.errors import InputError
 from ptglab.spec import Cell
 
 TABLES = ("results.csv", "curves.csv")  # what is gathered from the cells, where they leave it
+GATHER_EVERY = 10  # seconds at least between two gatherings
 # A cell dies with the sweep, which may be killed: otherwise it would go on beside the same cell of the next sweep.
 BOOT = """
 import ctypes, json, os, sys
@@ -47,9 +48,10 @@ class Event:
 
 
 def estimate(cells: list[Cell], out: Path, jobs: int) -> float:
-    """Return the seconds that the unfinished `cells` will take: each as long as those of its notebook took in `out`,
+    """Return the seconds that the unfinished `cells` will take.
 
-    or, where none has finished, as its spec says; NaN if neither is known.
+    Each as long as those of its notebook took in `out`, or, where none has finished, as its spec says; NaN if neither
+    is known.
     """
     took = {}
     for row in _journal(out):
@@ -70,7 +72,7 @@ def run(cells: list[Cell], out: str | Path, jobs: int = 1) -> Iterator[Event]:
     out = Path(out).resolve()
     with _alone(out), ThreadPoolExecutor(jobs) as pool:
         processes: dict[str, subprocess.Popen] = {}
-        waiting, running, broken = [], {}, set()
+        waiting, running, broken, gathered = [], {}, set(), -math.inf
         for cell in cells:
             if cell.finished(out):
                 yield Event(cell, "skipped")
@@ -96,16 +98,21 @@ def run(cells: list[Cell], out: str | Path, jobs: int = 1) -> Iterator[Event]:
                         broken.add(cell.name)
                     else:
                         _note(out, event)
-                        gather(cells, out)
+                        if time.monotonic() - gathered > GATHER_EVERY:
+                            gather(cells, out)
+                            gathered = time.monotonic()
                     yield event
         finally:
             for process in list(processes.values()):
                 process.terminate()
-        gather(cells, out)
+            gather(cells, out)
 
 
-def execute(cell: Cell, out: Path, jobs: int = 1, processes: dict | None = None) -> str:
-    """Execute a cell in its folder, in a process of its own; return the last line of its error, or nothing."""
+def execute(cell: Cell, out: Path, jobs: int, processes: dict[str, subprocess.Popen]) -> str:
+    """Execute a cell in its folder; return the last line of its error, or nothing.
+
+    It runs in a process of its own, which is in `processes` meanwhile, with its share of the threads of `jobs`.
+    """
     folder = out / cell.name
     folder.mkdir(parents=True, exist_ok=True)
     values = {n: str(out / v) if v in cell.needs else v for n, v in cell.parameters.items()} | {"run_dir": str(folder)}
@@ -113,13 +120,12 @@ def execute(cell: Cell, out: Path, jobs: int = 1, processes: dict | None = None)
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, engine.threads() // jobs))}
     with suppress(InputError, OSError):
         environment["PTGLAB_DATA"] = str(data.root().resolve(strict=True))
-    with open(folder / "log.txt", "w") as log, suppress(FileNotFoundError):
-        command = [sys.executable, "-c", BOOT, str(os.getpid()), notebook, json.dumps(values)]
+    command = [sys.executable, "-c", BOOT, str(os.getpid()), notebook, json.dumps(values)]
+    with open(folder / "log.txt", "w") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        if processes is not None:
-            processes[cell.name] = process
+        processes[cell.name] = process
         status = process.wait()
-        (processes or {}).pop(cell.name, None)
+        del processes[cell.name]
     if status == 0:
         (folder / "failed-notebook.ipynb").unlink(missing_ok=True)
         return ""
