@@ -185,7 +185,8 @@ def points(ax: Axes, series: Mapping[str, tuple], xlabel: str, ylabel: str) -> A
                     linewidth=2, capsize=3)  # fmt: skip
         ends.append((mean[-1], x[-1], name, tints[i]))
     _label_ends(ax, ends)
-    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ticks = sorted({round(100 * rate) for x, *_ in series.values() for rate in x})
+    ax.set(xlabel=xlabel, ylabel=ylabel, xticks=ticks)
     return _plain(ax)
 
 
@@ -297,6 +298,7 @@ def scaling(ax: Axes, series: Mapping[str, tuple], xlabel: str) -> Axes:
 def _label_ends(ax: Axes, ends: list[tuple]) -> None:
     """Write each (y, x, name, colour) to the right of its line's end, moved up where names would overlap."""
     points = 72 / ax.figure.dpi
+    ax.get_ylim()  # what was drawn so far counts only from here on
     lowest = -np.inf
     for y, x, name, tint in sorted(ends):
         height = points * ax.transData.transform((x, y))[1]

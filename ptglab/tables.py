@@ -13,10 +13,11 @@ SELF_SUPERVISED = ["simclr", "barlow_twins", "vicreg"]
 def arms(results: pd.DataFrame) -> pd.DataFrame:
     """Return `results` with a column `arm`: its start, mode and recipe, as "simclr + linear, gce"; plain "scratch".
 
-    Human labels become a kind of noise of their own, named as their column, at their mean effective rate.
+    Human labels become a kind of noise of their own, named as their column, at their mean effective rate; -1 where
+    nobody knows it.
     """
     human = results["labels"].notna()
-    rate = results.groupby(["dataset", results["labels"].fillna("")])["effective_rate"].transform("mean")
+    rate = results.groupby(["dataset", results["labels"].fillna("")])["effective_rate"].transform("mean").fillna(-1)
     frame = results.assign(
         noise=results["labels"].astype("object").where(human, results["noise"]),
         noise_rate=rate.where(human, results["noise_rate"]).round(2),
@@ -63,6 +64,17 @@ def by_rate(frame: pd.DataFrame, measure: str, kind: str) -> tuple[dict[str, np.
     return {arm: line for arm, line in lines.items() if line.size}, found
 
 
+def span(found: Sequence[pd.DataFrame]) -> tuple[float, float]:
+    """Return the limits, in percent, between which all means and deviations of `over_seeds` lie, with a margin."""
+    every = pd.concat(found)
+    low, high = (
+        100 * value
+        for value in ((every["mean"] - every["deviation"]).min(), (every["mean"] + every["deviation"]).max())
+    )
+    margin = 0.05 * (high - low) + 1
+    return low - margin, high + margin
+
+
 def gains(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
     """Return the rows of every arm but scratch with `gain`: `measure` less scratch's under the same labels and seed.
 
@@ -89,6 +101,11 @@ def beside(frame: pd.DataFrame, measure: str, published: pd.DataFrame, name: str
     theirs = theirs.pivot_table("accuracy", ["source", "dataset", *NOISE], "start", dropna=False, observed=True)
     both = pd.concat([ours.reset_index().assign(source=name), theirs.dropna(how="all").reset_index()])
     return both.assign(gain=both["pre-trained"] - both["scratch"]).set_index(["source", "dataset", *NOISE]).round(3)
+
+
+def heading(kind: str, rate: float) -> str:
+    """Return a kind of noise and its rate, one above the other."""
+    return f"{kind.removeprefix('label_')}\n{f'{rate:.0%}' if rate >= 0 else 'rate unknown'}"
 
 
 def text(mean: float, deviation: float) -> str:

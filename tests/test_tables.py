@@ -79,3 +79,17 @@ def test_every_published_figure_has_a_source():
     published = spec.published()
     assert published["accuracy"].between(0, 1).all() and published["source"].notna().all()
     assert set(published["init"]) == {"scratch", "ssl"}
+
+
+def test_limits_hold_every_mean_and_deviation(results):
+    found = tables.by_rate(tables.experiments(tables.arms(results)), "accuracy_last", "uniform")[1]
+    low, high = tables.span([found, found])
+    assert 40 < low < 44 - 1 + 1e-9 and high > 79 + 1
+
+
+def test_what_nobody_knows_is_said(results):
+    unknown = results.tail(2).assign(labels="mini", effective_rate=np.nan)
+    frame = tables.arms(pd.concat([results, unknown]))
+    assert tables.settings(frame)[-1] == ("mini", -1)
+    assert tables.heading("mini", -1) == "mini\nrate unknown" and tables.heading("label_worse", 0.4) == "worse\n40%"
+    assert tables.grid(tables.experiments(frame), "accuracy_last")[1].shape == (3, 4)
