@@ -7,7 +7,7 @@ import numpy as np
 
 from ptglab import noise_rate
 from ptglab.errors import one_of
-from ptglab.suspects import Suspects
+from ptglab.suspects import Suspects, suspects
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,11 @@ def clean(
 
 
 def mended(first: Suspects, labels_given: np.ndarray, last: Round) -> Suspects:
-    """Return the suspects that `clean` leaves: what was dropped, or relabelled as its new label.
+    """Return the suspects that `clean` leaves: what was dropped, or relabelled, with the new label as suggestion.
 
     The order is that of `first`, the suspects of the first round, with all flagged rows before all others.
     """
-    flagged = ~last.trusted | (last.labels != labels_given)
-    span = np.ptp(first.score) + 1
-    suggested = np.where(last.labels != labels_given, last.labels, first.suggested)
-    return Suspects((first.score - span * flagged).astype(np.float32), flagged, suggested)
+    changed = last.labels != labels_given
+    score = first.score - (np.ptp(first.score) + 1) * (changed | ~last.trusted)
+    found = suspects(labels_given, last.probs, score, changed | ~last.trusted)
+    return Suspects(found.score, found.flagged, np.where(changed, last.labels, found.suggested))

@@ -17,8 +17,10 @@ from ptglab import data, execution, finetune, label_errors, noise, pretrain, rec
 from ptglab.backbones import BACKBONES
 from ptglab.errors import InputError, one_of
 
+MAX_SPEC, MAX_NODES = 1 << 20, 100_000  # bytes of a sweep's file, and values in it with every alias written out
 Value = bool | int | float | str
 PATHS = {"dataset", "source", "weights", "stand_in"}  # parameters that may name a file; a cell has a folder of its own
+SHOWN = ("init", "method", "mode", "recipe", "noise_kind", "noise_rate", "labels", "seed")  # in the name of a folder
 # What a notebook would refuse at its start is refused before any starts; lists are separated by commas.
 CHOICES = {
     "method": pretrain.METHODS, "mode": finetune.MODES, "recipe": recipes.RECIPES, "backbone": BACKBONES,
@@ -66,24 +68,51 @@ class Cell:
 
 
 def read(path: str | Path, overrides: dict[str, str] | None = None) -> Spec:
-    """Return the spec at `path`, a YAML file or the name of one of ours, its `parameters` replaced by `overrides`.
+    """Return the spec at `path`, a YAML file or the name of one of ours.
 
-    Overrides are texts, read as YAML. Raises InputError, in one line, for whatever is no spec.
+    `overrides` are texts, read as YAML, in the place of its parameters and of its grids'. Raises InputError, in one
+    line, for whatever is no spec.
     """
     path = _spec_path(path)
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        given = {name: yaml.safe_load(text) for name, text in (overrides or {}).items()}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+        found = _yaml(path.read_text(encoding="utf-8") if path.stat().st_size <= MAX_SPEC else None)
+    except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())[:300]}") from None
+    try:
+        given = {name: _yaml(text) for name, text in (overrides or {}).items()}
+    except (ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"a parameter cannot be read as YAML: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(found, dict):
         raise InputError(f"{path} is no sweep: it must hold title, parameters, stages and grids")
     try:
         spec = Spec(**found)
     except (ValidationError, TypeError) as error:
         raise InputError(f"{path}: {_first(error)}") from None
+    for grid in spec.grids:
+        grid.parameters.update({name: value for name, value in given.items() if name in grid.parameters})
     spec.parameters.update(given)
     return spec
+
+
+def _yaml(text: str | None) -> object:
+    """Return what a YAML text stands for. Raises ValueError for one of which MAX_SPEC bytes are not all."""
+    if text is None or len(text) > MAX_SPEC:
+        raise ValueError(f"it is longer than {MAX_SPEC:,} bytes")
+    sizes = {}
+
+    def size(node: yaml.Node) -> int:
+        """Return how many nodes there are once every alias is written out."""
+        if sizes.setdefault(node, 0) == 0:
+            sizes[node] = None  # until it is known; whoever meets it meanwhile is inside of it
+            children = node.value if isinstance(node.value, list) else []
+            inner = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
+            sizes[node] = 1 + sum(size(child) for child in inner)
+        if sizes[node] is None or sizes[node] > MAX_NODES:
+            raise ValueError(f"its aliases stand for more than {MAX_NODES:,} values")
+        return sizes[node]
+
+    root = yaml.compose(text, yaml.SafeLoader)
+    return None if root is None or not size(root) else yaml.safe_load(text)
 
 
 def names() -> list[str]:
@@ -111,16 +140,20 @@ def plan(spec: Spec) -> list[Cell]:
         one_of("parameter of any notebook of the sweep", name, everywhere)
     stages, cells = {}, {}
     points = [(grid, point) for number, grid in enumerate(spec.grids, 1) for point in _points(grid, number)]
-    several = {"init", "mode"} | {n for grid in spec.grids for n, v in grid.parameters.items() if isinstance(v, list)}
+    for stage in spec.stages.values():
+        if lists := [name for name, value in stage.parameters.items() if isinstance(value, list)]:
+            raise InputError(f"a stage has a list for '{lists[0]}': only grids take lists")
+        execution.checked(stage.notebook, declared[stage.notebook], stage.parameters)
+        _check_choices(stage.parameters)
     for grid, point in points:
         values, needs = _values(grid, spec.parameters, point, declared), []
         for name, value in values.items():
             if isinstance(value, str) and value.startswith("@"):
-                stage = _stage(spec, value[1:].format(**values), values, declared)
+                stage = _stage(spec, _filled(value[1:], values), values, declared)
                 stages.setdefault(stage.name, stage)
                 values[name] = stage.name
                 needs.append(stage.name)
-        name = f"cells/{_folder_name(grid.notebook, values, {n: values[n] for n in point if n in several})}"
+        name = f"cells/{_folder_name(grid.notebook, values)}"
         if name in cells:
             raise InputError(f"two cells of the sweep are the same, and would share the folder {name}")
         cells[name] = Cell(name, grid.notebook, values, tuple(needs), grid.seconds)
@@ -152,37 +185,47 @@ def _values(part: Part, common: dict, own: dict, declared: dict) -> dict[str, Va
     return values
 
 
+def _filled(text: str, values: dict) -> str:
+    """Return `text` with `{name}` replaced by that parameter; not str.format, which reads attributes as well."""
+    return re.sub(r"\{([^{}]*)\}", lambda match: str(values[one_of("parameter of the cell", match[1], values)]), text)
+
+
 def _stage(spec: Spec, name: str, cell: dict, declared: dict) -> Cell:
     """Return the stage that a cell with these parameters names."""
     stage = spec.stages[one_of("stage", name, spec.stages)]
     for shared in stage.shares:
         one_of(f"parameter of the cells that share stage {name}", shared, cell)
     own = stage.parameters | {n: cell[n] for n in stage.shares}
-    if lists := [n for n, v in own.items() if isinstance(v, list)]:
-        raise InputError(f"stage {name} has a list for '{lists[0]}': only grids take lists")
     values = _values(stage, spec.parameters, own, declared)
-    folder = _folder_name(stage.notebook, values, {"stage": name} | {n: cell[n] for n in stage.shares})
-    return Cell(f"stages/{folder}", stage.notebook, values, seconds=stage.seconds)
+    return Cell(f"stages/{name}-{_folder_name(stage.notebook, values)}", stage.notebook, values, seconds=stage.seconds)
 
 
-def _folder_name(notebook: str, values: dict, shown: dict) -> str:
-    """Return a folder name that a person can read, and that no other parameters have."""
+def _folder_name(notebook: str, values: dict) -> str:
+    """Return a folder name that a person can read, and that no other parameters have, however they are written."""
     identity = {name: value for name, value in values.items() if name not in runs.NOT_IDENTITY}
     key = hashlib.sha256(json.dumps([Path(notebook).stem, identity], sort_keys=True).encode()).hexdigest()[:8]
-    words = [str(value) if isinstance(value, str) else f"{name}{value}" for name, value in shown.items() if value != ""]
-    words = "-".join(re.sub(r"[^\w.]+", "_", Path(word).name) for word in words if not word.startswith("stages/"))
-    return f"{words[:80]}-{key}".lstrip("-")
+    shown = {name: values[name] for name in SHOWN if values.get(name, "") != ""}
+    words = [str(value) if isinstance(value, str) else f"{name}{value}" for name, value in shown.items()]
+    return "-".join([*(re.sub(r"[^\w.]+", "_", word)[:20] for word in words), key])
 
 
 def _check_values(cells: list[Cell]) -> None:
     """Raise InputError for a value that a notebook would refuse, and for images or a label column not there."""
-    for name, choices in CHOICES.items():
-        for value in {cell.parameters[name] for cell in cells if name in cell.parameters}:
-            for one in value.split(",") if name in ("detectors", "mode") else [value]:
-                one_of(name, one, choices)
+    for values in (cell.parameters for cell in cells):
+        _check_choices(values)
+        if not 0 <= values.get("noise_rate", 0) <= 1:
+            raise InputError(f"noise_rate is {values['noise_rate']}; it must lie between 0 and 1")
+        if values.get("init") in pretrain.METHODS and values.get("pretrain_run") == "":
+            raise InputError(f"init {values['init']} needs a pretrain_run: name a stage, as '@{values['init']}'")
     for source, labels in {(c.parameters["dataset"], c.parameters.get("labels", "")) for c in cells
                            if "dataset" in c.parameters}:  # fmt: skip
         data.check_labels(source, labels)
+
+
+def _check_choices(values: dict) -> None:
+    for name, choices in CHOICES.items():
+        for one in values.get(name, "").split(",") if name in values else []:
+            one_of(name, one, choices)
 
 
 def _first(error: ValidationError | TypeError) -> str:
@@ -190,7 +233,12 @@ def _first(error: ValidationError | TypeError) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")  # what it misspells is missing, too
-    where = ".".join(str(part) for part in first["loc"] if part not in ("bool", "int", "float", "str"))
+    place = list(first["loc"][:4])
+    if place[0] == "grids" and len(place) > 1:
+        place[1] += 1
+    where = ".".join(map(str, place))
+    if "parameters" in place[:-1] and "[key]" not in first["loc"]:
+        return f"{where} must be a number, a text, or true or false; in a grid, it may be a list of them"
     if first["type"] == "extra_forbidden":
         *inside, name = first["loc"]
         known = Stage if inside[:1] == ["stages"] else Part if inside[:1] == ["grids"] else Spec

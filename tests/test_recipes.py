@@ -194,11 +194,12 @@ def test_mended_rows_come_first_in_the_order_of_the_first_round():
         np.array([0.9, 0.3, 0.1, 0.5, 0.2, 0.7], np.float32), np.array([0, 1, 1, 0, 1, 0], bool), np.array([2] * 6)
     )
     given = np.array([0, 1, 0, 1, 0, 1])
-    last = recipes.Round(np.array([0, 0, 0, 1, 0, 1]), np.array([1, 1, 1, 1, 0, 0], bool), np.zeros((6, 3)), 0.1)
+    probs = np.array([[0.1, 0.2, 0.7]] * 5 + [[0.3, 0.6, 0.1]])  # of the last one, the given label is the likeliest
+    last = recipes.Round(np.array([0, 0, 0, 1, 0, 1]), np.array([1, 1, 1, 1, 0, 0], bool), probs, 0.1)
     found = recipes.mended(first, given, last)
     assert found.flagged.tolist() == [False, True, False, False, True, True]
     assert np.argsort(found.score).tolist() == [4, 1, 5, 2, 3, 0]
-    assert found.suggested.tolist() == [2, 0, 2, 2, 2, 2] and found.score.dtype == np.float32
+    assert found.suggested.tolist() == [2, 0, 2, 2, 2, 0] and found.score.dtype == np.float32
     assert first.score.tolist() == pytest.approx([0.9, 0.3, 0.1, 0.5, 0.2, 0.7])
 
 
