@@ -3,18 +3,21 @@
 # make bench     ours beside the peers, on the same work in the same run
 # make detection how well wrong labels are found, beside cleanlab; needs CIFAR-10N, see tests/bench/test_detection.py
 # make table     the sweep of the digits, and its table and figures into figures/, in half an hour
-# make soak      every kind of bad input through the whole audit, in half an hour
-# make lab       JupyterLab with the notebooks
+# make soak      every kind of bad input through the whole audit, and twenty kills, in three quarters of an hour
+# make lab       JupyterLab with the notebooks, for this machine and its token only
+# make audit-dependencies  installed packages against the known vulnerabilities; needs a network
 # make figures   the demo, and the README's pictures and figures from it
 # Each makes .venv by itself and installs again only when pyproject.toml has changed.
 
 PYTHON ?= python3
+# Only this machine reaches JupyterLab, and only who has the token that it draws at each start.
+LAB := --ip=127.0.0.1 --ServerApp.allow_remote_access=False --ServerApp.allow_origin='' --ServerApp.disable_check_xsrf=False
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test nbval-story nbval-others bench detection table soak lab figures
+.PHONY: help demo test nbval-story nbval-others bench detection table soak lab figures audit-dependencies
 
 help:
-	@sed -n 's/^# //p' Makefile | head -9
+	@sed -n 's/^# //p' Makefile | head -10
 
 .venv/installed: pyproject.toml
 	@echo "==> making .venv and installing ptglab with its notebook and test packages (a few minutes, about 5.5 GB)"
@@ -61,12 +64,18 @@ table: .venv/installed
 	cp runs/digits/results.csv figures/digits_results.csv && cp runs/digits/table/cost.csv figures/digits_cost.csv
 
 soak: .venv/installed
-	@echo "==> every kind of bad input through the whole audit"
+	@echo "==> every kind of bad input through the whole audit, and twenty kills"
 	$(BIN)/python -m pytest -m soak
 
 lab: .venv/installed
 	@echo "==> opening JupyterLab; stop it with Ctrl-C"
-	PTGLAB_DATA=$${PTGLAB_DATA:-$$(mkdir -p data && cd data && pwd)} $(BIN)/jupyter lab notebooks
+	PTGLAB_DATA=$${PTGLAB_DATA:-$$(mkdir -p data && cd data && pwd)} $(BIN)/jupyter lab $(LAB) notebooks
+
+# The list of vulnerabilities changes daily and lies on the network: there is no way to ask it offline.
+audit-dependencies: .venv/installed
+	@echo "==> installed packages against the known vulnerabilities"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --skip-editable --progress-spinner off
 
 figures: demo
 	@echo "==> copying the README's pictures, and what they were drawn from, to figures/"

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ptglab import __version__, execution
+from ptglab import __version__, execution, files, stopping
 from ptglab.errors import InputError, one_of
 
 parameters_option = click.option(
@@ -117,7 +117,11 @@ def run(notebook: str, out: Path, parameter: tuple[str, ...]) -> None:
     "--dry-run", is_flag=True, help="Print the cells, what they share and how long it will take; run nothing."
 )
 @click.option(
-    "-p", "--parameter", multiple=True, metavar="NAME=VALUE", help="In the place of the sweep's own; repeatable."
+    "-p",
+    "--parameter",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="In the place of the sweep's and its grids'; stages keep theirs. Repeatable.",
 )
 def sweep(spec: str, out: Path | None, jobs: int, dry_run: bool, parameter: tuple[str, ...]) -> None:
     """Run the grid of notebook executions that SPEC describes: a YAML file, or one of ours by name.
@@ -125,8 +129,6 @@ def sweep(spec: str, out: Path | None, jobs: int, dry_run: bool, parameter: tupl
     Finished cells are not run again, interrupted ones go on where they were. The exit status is the number of cells
     that failed, 100 at most; what SPEC gets wrong is said before any cell runs, with status 2.
     """
-    import signal
-
     from ptglab import board
     from ptglab import spec as specs
     from ptglab import sweep as sweeps
@@ -139,16 +141,27 @@ def sweep(spec: str, out: Path | None, jobs: int, dry_run: bool, parameter: tupl
     if dry_run:
         board.plan(read.title, cells, out, jobs)
         return
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with the first one ignored
-        signal.signal(number, signal.default_int_handler)
     failed = board.watch(read.title, sweeps.run(cells, out, jobs), cells, out, jobs)
     print(f"\nresults   {out / 'results.csv'}\ncells     {out / 'cells'}")
     sys.exit(min(100, failed))
 
 
 @cli.command()
-def doctor() -> None:
-    """Print versions, device, data root, and what is missing."""
+@click.option("--determinism", is_flag=True, help="Run a tiny pipeline twice, and say whether every bit is the same.")
+@click.option("--device", default="auto", show_default=True, help="Where that pipeline runs: auto, cpu or cuda.")
+def doctor(determinism: bool, device: str) -> None:
+    """Print versions, device, data root, and what is missing.
+
+    With --determinism instead: a line a stage of a tiny pipeline, run in two fresh processes; exit status 1 unless all
+    are identical.
+    """
+    if determinism:
+        from ptglab import determinism as twice
+
+        same = twice.compare(device=device)
+        for stage, identical in same.items():
+            print(f"{stage:20}  {'identical' if identical else 'not identical'}")
+        sys.exit(not all(same.values()))
     from ptglab import data, engine, runs
 
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -228,13 +241,15 @@ def _print_audit(out: Path) -> None:
 
 
 def main() -> None:
-    """Run the command line; what a person can mend is one line on stderr and exit status 2."""
+    """Run the command line; what a person can mend is one line on stderr and exit status 2, a stop one and 130."""
+    stopping.catch()
     try:
-        cli(standalone_mode=False)
+        with files.writing("here"):
+            cli(standalone_mode=False)
     except (InputError, click.ClickException) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else error
         print(f"ptglab: {message}", file=sys.stderr)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        print("ptglab: stopped; run again, it goes on where it was", file=sys.stderr)
-        sys.exit(130)
+        print(f"ptglab: {stopping.LINE}", file=sys.stderr)
+        sys.exit(stopping.STATUS)

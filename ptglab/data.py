@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ptglab import listed, parquet
-from ptglab.decode import decode
+from ptglab.decode import allocate, decode
 from ptglab.errors import InputError, one_of
 from ptglab.folders import listing, printable, split_folders
 
@@ -28,6 +28,7 @@ TORCHVISION = {
 }
 NAMES = ("digits", *TORCHVISION)
 MAX_SIDE = 4096  # that images can be resized to
+MAX_LABELS = 1 << 24  # bytes of a file of human labels; the published ones have 2.5 million
 # Label files of CIFAR-10N and CIFAR-100N (Wei et al. 2022, arXiv 2110.12088), found in the data root
 CIFAR_N = {"cifar10": "CIFAR-10_human.pt", "cifar100": "CIFAR-100_human.pt"}
 
@@ -162,8 +163,8 @@ def located(source: str | Path) -> str:
     source = str(source)
     if source in NAMES or not source or os.path.exists(source):
         return source
-    below = Path(os.environ.get("PTGLAB_DATA") or "data", source)
-    return str(below) if below.exists() else source
+    below = os.path.join(os.environ.get("PTGLAB_DATA") or "data", source)
+    return below if os.path.exists(below) else source
 
 
 def check_labels(source: str | Path, labels: str | None = None) -> None:
@@ -207,14 +208,18 @@ def read_cifar_n(path: str | Path) -> dict[str, np.ndarray]:
     """Return the label columns of a CIFAR-10N or CIFAR-100N file, int64 [50000] each, named as `label_worse`.
 
     The file is a pickle: only NumPy arrays of numbers are let in, by torch's restricted unpickler.
-    Raises InputError if it holds anything else.
+    Raises InputError if it holds anything else, or more than its bytes.
     """
     reconstruct = np._core.multiarray._reconstruct
     allowed = [np.ndarray, np.dtype, type(np.dtype(np.int64)), type(np.dtype(np.int32))]
     allowed += [(reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
     try:
+        if (size := os.path.getsize(path)) > MAX_LABELS:
+            raise ValueError(f"{size} bytes")
         with torch.serialization.safe_globals(allowed):
             columns = torch.load(path, weights_only=True)
+        if sum(values.nbytes for values in columns.values()) > size:  # an array may be announced, and not be there
+            raise ValueError("arrays of more bytes than the file has")
         columns = {name: np.asarray(values, np.int64) for name, values in columns.items()}
     except Exception as error:  # whatever a foreign pickle makes the unpickler say; torch's advice is to trust it
         raise InputError(f"{path} is no CIFAR-N label file, a dictionary of whole-number NumPy arrays: it was not "
@@ -330,5 +335,8 @@ def _class_names(names: set[str]) -> list[str]:
 
 def _resize(images: Tensor, size: int) -> Tensor:
     """Return uint8 [N, C, size, size]."""
-    blocks = [F.interpolate(b.float(), (size, size), mode="bicubic", antialias=True) for b in images.split(1024)]
-    return torch.cat([b.round().clamp(0, 255).to(torch.uint8) for b in blocks])
+    resized = torch.from_numpy(allocate((*images.shape[:2], size, size)))
+    for block, into in zip(images.split(1024), resized.split(1024), strict=True):
+        smooth = F.interpolate(block.float(), (size, size), mode="bicubic", antialias=True)
+        into.copy_(smooth.round().clamp(0, 255))
+    return resized

@@ -4,13 +4,16 @@ import ctypes
 import functools
 import io
 import logging
+import math
 import os
+import shutil
 import tempfile
 import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,12 +21,14 @@ from PIL import ExifTags, Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ptglab import files
 from ptglab.errors import InputError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 # What a file of such a name may really hold. Not all that Pillow opens: it starts Ghostscript for some, and guesses.
 FORMATS = ["PNG", "JPEG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO"]
 MAX_PIXELS = 100_000_000  # of one image; a larger one is listed as unreadable
+MAX_BYTES = 4 * MAX_PIXELS  # of one image file, which is seldom more than its pixels
 MAX_SIDE = 65_535  # to resize a longer side, Pillow's filter would take gigabytes
 LARGE_PIXELS = 30_000_000  # images of more are decoded one at a time: a machine may have more threads than gigabytes
 IN_MEMORY = 2 << 30  # bytes of pixels above which they lie in a memory-mapped temporary file
@@ -65,7 +70,7 @@ def _decode(sources, ids, opened, image_size, at_most):
         channels = 1 if grey.all() else 3
         notes += [f"{grey.sum():,} grey images converted to colour"] if channels == 3 and grey.any() else []
         notes += [f"{alpha.sum():,} images with an alpha channel, which was dropped"] if alpha.any() else []
-        pixels = _allocate((len(rows), channels, size[1], size[0]))
+        pixels = allocate((len(rows), channels, size[1], size[0]))
 
         def fill(row: int) -> str | None:
             try:
@@ -121,11 +126,12 @@ def _common_size(sizes: np.ndarray, image_size: int | None, at_most: int | None)
 def _header(file) -> tuple[tuple[int, int], bool, bool] | str:
     """Return ((width, height), is it grey, has it an alpha channel), or why it cannot be read."""
     try:
+        length = file.getbuffer().nbytes if isinstance(file, io.BytesIO) else os.path.getsize(file)
+        if length > MAX_BYTES:
+            return f"{length:,} bytes are more than {MAX_BYTES:,}"
         with Image.open(file, formats=_formats()) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}"
-            if max(image.size) > MAX_SIDE:
-                return f"{image.width} x {image.height} pixels: a side is longer than {MAX_SIDE:,}"
+            if too_large := _too_large(image):
+                return too_large
             alpha = "A" in image.getbands() or "transparency" in image.info
             return (
                 image.size[::-1] if _orientation(image) >= 5 else image.size,
@@ -133,10 +139,17 @@ def _header(file) -> tuple[tuple[int, int], bool, bool] | str:
                 alpha,
             )
     except Image.UnidentifiedImageError:
-        length = file.getbuffer().nbytes if isinstance(file, io.BytesIO) else os.path.getsize(file)
         return "not an image" if length else "not an image: it is empty"
     except Exception as error:  # a decoder may raise anything on a damaged file
         return _reason(error)
+
+
+def _too_large(image: Image.Image) -> str:
+    """Return why an image of that size is not read; empty if it is."""
+    if image.width * image.height > MAX_PIXELS:
+        return f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}"
+    longest = max(image.size) > MAX_SIDE
+    return f"{image.width} x {image.height} pixels: a side is longer than {MAX_SIDE:,}" if longest else ""
 
 
 def _pixels(file, channels: int, size: tuple[int, int]) -> np.ndarray:
@@ -159,6 +172,8 @@ def upright(file, about: int | None = None) -> Image.Image:
         if about:
             image.draft(None, (about, about))
         image.load()
+        if too_large := _too_large(image):  # an icon may hold an image of another size than it says
+            raise ValueError(too_large)
         if turn:
             image = image.transpose(Image.Transpose[turn])
         if image.mode == "F" or image.mode.startswith("I"):
@@ -207,9 +222,36 @@ def _reason(error: Exception) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def _allocate(shape: tuple[int, ...]) -> np.ndarray:
-    """Return an uninitialised uint8 array; past IN_MEMORY bytes it lies in a temporary file that goes with it."""
-    if np.prod(shape) <= IN_MEMORY:
+def allocate(shape: tuple[int, ...]) -> np.ndarray:
+    """Return an uninitialised uint8 array [N, ...]; past IN_MEMORY bytes, or half the free memory, in a temporary file.
+
+    That goes with it. Raises InputError, with the mend, if it fits on neither.
+    """
+    size = math.prod(shape)
+    if size <= min(IN_MEMORY, free_memory() / 2):
         return np.empty(shape, np.uint8)
+    folder = tempfile.gettempdir()
     with tempfile.TemporaryFile() as file:  # the mapping outlives it
+        try:
+            files.allocate(file, size)
+        except OSError:
+            free = shutil.disk_usage(folder).free / 1e9
+            raise InputError(
+                f"{shape[0]:,} images of {size / 1e9:.1f} GB fit neither into memory nor into {folder}, where "
+                f"{free:.1f} GB are free: give a smaller image_size, or set TMPDIR to a folder with more room"
+            ) from None
         return np.memmap(file, np.uint8, "w+", shape=shape)
+
+
+def free_memory() -> float:
+    """Return how many bytes of memory this process can still take: the machine's, or its control group's."""
+    free = math.inf
+    with suppress(OSError, ValueError, StopIteration):
+        line = next(line for line in MEMORY.read_text().splitlines() if line.startswith("MemAvailable"))
+        free = int(line.split()[1]) * 1024
+    with suppress(OSError, ValueError):  # no group, or "max": no limit
+        free = min(free, int((GROUP / "memory.max").read_text()) - int((GROUP / "memory.current").read_text()))
+    return free
+
+
+MEMORY, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")

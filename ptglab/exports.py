@@ -23,8 +23,10 @@ from ptglab import __version__, runs
 from ptglab.data import ImageSet
 from ptglab.decode import upright
 from ptglab.errors import InputError
+from ptglab.folders import inert
 from ptglab.suspects import Suspects
 
+BLOCK_ROWS = 1 << 14  # of a table that are text at a time
 SMALL = 64  # pixels a side: up to this a picture is kept exact, and enlarged without blur
 NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, production 2
 
@@ -92,11 +94,21 @@ def oddities(
 def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
     """Write `frame` without its index: UTF-8, lines that end in a newline, quoted as RFC 4180 has it, missing empty.
 
-    Any name comes back from `csv`, and from `pandas.read_csv(path, dtype=str, keep_default_na=False)`.
+    Any name comes back from `csv`, and from `pandas.read_csv(path, dtype=str, keep_default_na=False)`, but for one
+    that begins as a formula does, with = + - @, a tab or a line end, or so behind apostrophes: an apostrophe more keeps
+    spreadsheets from running it (OWASP, "CSV Injection"). `folders.plain` takes it off, as `data.load` does.
     """
+
     # Not DataFrame.to_csv: before Python 3.13 a carriage return alone goes unquoted there, and ends the row.
-    lines = [frame.columns, *frame.astype(str).itertuples(index=False, name=None)]
-    _write(path, "".join(",".join(map(_cell, line)) + "\n" for line in lines))
+    def save(temporary: Path) -> None:
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            file.write(",".join(map(_cell, frame.columns)) + "\n")
+            for start in range(0, len(frame), BLOCK_ROWS):
+                part = frame[start : start + BLOCK_ROWS]
+                columns = [_cells(part.iloc[:, i]) for i in range(part.shape[1])]
+                file.writelines(",".join(line) + "\n" for line in zip(*columns, strict=True))
+
+    runs.write(Path(path), save)
 
 
 def thumbnails(image_set: ImageSet, rows: Iterable[int], side: int = 128) -> list[bytes]:
@@ -242,8 +254,14 @@ def _xml(value: str) -> str:
     return NOT_XML.sub("\ufffd", _text(value))
 
 
+def _cells(column: pd.Series) -> list[str]:
+    """Return the cells of a column; texts are made `inert`, numbers stay as they are."""
+    values = column.to_numpy()  # whose float32 are written as short as they are
+    return [_cell(inert(value) if isinstance(value, str) else value) for value in values]
+
+
 def _cell(value: object) -> str:
-    text = "" if value != value else str(value)  # NaN alone differs from itself
+    text = "" if value is None or value != value else str(value)  # NaN alone differs from itself
     return '"' + text.replace('"', '""') + '"' if re.search('[",\r\n]', text) else text
 
 

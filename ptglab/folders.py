@@ -16,6 +16,9 @@ from ptglab.errors import InputError, one_of
 JUNK = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}  # archives and file servers leave thumbnails in them
 # Control characters, line ends, marks that turn the order of reading, and bytes that are no UTF-8, as Python holds them
 UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# What a spreadsheet takes for a formula, and what `inert` made of it (OWASP, "CSV Injection")
+FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+MAX_TABLE = 1 << 28  # bytes of a CSV or a list of labels: millions of lines
 MARKS = {  # byte order marks; those of UTF-32 before those of UTF-16, which they begin with
     codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
@@ -25,6 +28,23 @@ MARKS = {  # byte order marks; those of UTF-32 before those of UTF-16, which the
 def printable(text: str) -> str:
     """Return `text` in one line of valid UTF-8: what cannot be shown becomes an escape such as `\\n` or `\\xff`."""
     return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1].replace("udc", "x"), text)
+
+
+def inert(text: str) -> str:
+    """Return `text` as no spreadsheet runs it: with an apostrophe before what begins as a formula does; see `plain`."""
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def plain(text: str) -> str:
+    """Undo `inert`."""
+    return text[1:] if text[:1] == "'" and FORMULA.match(text) else text
+
+
+def small_enough(table: Path) -> Path:
+    """Return `table`, a CSV or list. Raises InputError if it is larger than MAX_TABLE."""
+    if (size := os.path.getsize(table)) > MAX_TABLE:
+        raise InputError(f"{table} has {size:,} bytes, more than the {MAX_TABLE:,} that a list of labels may have")
+    return table
 
 
 def walk(folder: Path) -> Iterator[tuple[str, os.DirEntry | OSError]]:
@@ -144,7 +164,7 @@ def _csv_labels(table: Path, files: set[str], labels: str | None) -> tuple[dict,
     for line, row in rows:
         cell = dict(zip(columns, row, strict=False))
         id = _image_id(cell.get("id", ""), composed)
-        pair = tuple(printable(cell.get(column, "").strip()) for column in (name, "label"))
+        pair = tuple(printable(plain(cell.get(column, "").strip())) for column in (name, "label"))
         if any(row[len(columns) :]):
             left_out[id] = f"line {line} of {table.name} has {len(row)} fields instead of {len(columns)}"
         elif id not in files:
@@ -167,9 +187,9 @@ def _csv_labels(table: Path, files: set[str], labels: str | None) -> tuple[dict,
 
 
 def _image_id(text: str, composed: dict[str, str]) -> str:
-    """Return the id of the image that a CSV calls `text`: as it is, or without spaces around, `./` or backslashes."""
+    """Return the id of the image that a CSV calls `text`: as it is, `plain`, or without spaces, `./` or backslashes."""
     bare = text.strip()
-    for way in (text, bare, bare.replace("\\", "/").removeprefix("./")):
+    for way in (text, plain(text), bare, bare.replace("\\", "/").removeprefix("./")):
         way = printable(way)
         for name in (way, normalize("NFC", way)):  # a Mac writes accents in two characters
             if name in composed:
@@ -179,7 +199,7 @@ def _image_id(text: str, composed: dict[str, str]) -> str:
 
 def _read_csv(table: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Return the column names and [(line, cells)] of a CSV with commas, semicolons, tabs or bars."""
-    content = table.read_bytes()
+    content = small_enough(table).read_bytes()
     encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding).lstrip("\r\n")

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from ptglab.decode import SUFFIXES
 from ptglab.errors import InputError, one_of
-from ptglab.folders import UNPRINTABLE, printable
+from ptglab.folders import UNPRINTABLE, printable, small_enough
 
 MINI_CLASSES = 50
 VALIDATION = ["val_images_256", "val_images", "val"]  # of the resized release, of the original one, and as some call it
@@ -167,7 +167,7 @@ def _lines(source: Path, name: str) -> Iterator[tuple[Path, int, str]]:
     if not isfile(file) or not realpath(file).startswith(join(realpath(source), "")):
         raise InputError(f"{source} has no file {name} of its own: put it there, as it was published")
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = small_enough(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is no UTF-8 text: {error.reason} at byte {error.start}") from None
     for number, line in enumerate(text.split("\n"), 1):

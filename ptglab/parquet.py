@@ -13,6 +13,10 @@ from ptglab.errors import InputError, one_of
 from ptglab.folders import printable, walk
 
 TEST_NAMES = ("test", "validation", "valid", "val")  # what a test split is called, first found wins
+# A file may unpack to so many times its own size, and to so many bytes in any case; a row counts as ROW bytes at least.
+# A few bytes may stand for any number of copies of an image, so that not only what a file says of itself is asked.
+EXPANSION, MODEST, ROW = 100, 1 << 30, 100
+ROWS = 64  # that are unpacked at a time
 MOST_CLASSES = 100_000  # where no names are listed; a column of larger numbers is hardly one of labels
 
 
@@ -37,19 +41,21 @@ def read(files: list[Path], labels: str | None) -> tuple[list[bytes], np.ndarray
     """Return (the N image files, labels_given int64 [N], labels_true int64 [N] or None, class names) of `files`.
 
     labels: the given column; `label` beside it is then the truth, if it has no gaps. A missing image is empty, a
-    missing given label is -1. Raises InputError for damaged files, other columns and labels that are no class.
+    missing given label is -1. Raises InputError for damaged files, for those that unpack to EXPANSION times their size
+    and more than MODEST bytes, for other columns and labels that are no class.
     """
     tables, blobs = [], []
     for file in files:
         try:
             with open(file, "rb") as opened, pq.ParquetFile(opened) as parquet:
-                table = parquet.read()
+                table, images = _table(file, parquet, _columns(file, parquet.schema_arrow, labels))
+                tables.append(table)
+                blobs += images
+        except InputError:
+            raise
         except Exception as error:  # whatever a damaged file makes Arrow say
             reason = (str(error) or type(error).__name__).splitlines()[0][:200]
             raise InputError(f"{file} is no readable parquet file: {reason}") from None
-        names = _columns(file, table.schema, labels)
-        blobs += [blob or b"" for blob in pc.struct_field(table.column("image"), "bytes").to_pylist()]
-        tables.append(table.select(names))
     if not blobs:
         raise InputError(f"{files[0]} has no rows")
     names = [n for n in tables[0].column_names if all(n in t.column_names for t in tables)]
@@ -77,6 +83,29 @@ def check(file: Path, labels: str | None) -> None:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise InputError(f"{file} is no readable parquet file: {reason}") from None
     _columns(file, schema, labels)
+
+
+def _table(file: Path, parquet: pq.ParquetFile, names: list[str]) -> tuple[pa.Table, list[bytes]]:
+    """Return the columns `names` and the image files of an open file. Raises InputError if it unpacks to too much."""
+    schema, groups = parquet.schema_arrow, range(parquet.num_row_groups)
+    allowed = max(MODEST, EXPANSION * file.stat().st_size)
+    said = sum(parquet.metadata.row_group(i).total_byte_size for i in groups)
+    batches, blobs, unpacked = [], [], max(said, ROW * parquet.metadata.num_rows)
+    if unpacked <= allowed:
+        unpacked = 0
+        for batch in parquet.iter_batches(ROWS, columns=["image.bytes", *names], use_threads=False):
+            images = pc.struct_field(batch.column("image"), "bytes")
+            unpacked += max(images.nbytes, ROW * len(images))
+            if unpacked > allowed:
+                break
+            blobs += [blob or b"" for blob in images.to_pylist()]
+            batches.append(batch.select(names))
+    if unpacked > allowed:
+        raise InputError(
+            f"{file} has {file.stat().st_size:,} bytes and unpacks to more than {allowed:,}: it is not read"
+        )
+    fields = [schema.field(name) for name in names]
+    return pa.Table.from_batches(batches, pa.schema(fields, schema.metadata)), blobs
 
 
 def _columns(file: Path, schema: pa.Schema, labels: str | None) -> list[str]:

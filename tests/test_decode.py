@@ -1,12 +1,15 @@
 """Decoding against a slow per-image Pillow reference, and files that cannot be read."""
 
+import io
 import statistics
+import struct
 import threading
 import time
 import warnings
 
 import numpy as np
 import pytest
+from bad_inputs import png
 from PIL import Image, PngImagePlugin
 
 from ptglab import decode as module
@@ -227,8 +230,8 @@ def broken_files(folder):
 @pytest.mark.parametrize("in_memory", [1 << 30, 0], ids=["in memory", "memory-mapped"])
 def test_what_cannot_be_read_is_listed_and_the_others_keep_their_order(tmp_path, monkeypatch, in_memory):
     monkeypatch.setattr(module, "IN_MEMORY", in_memory)
-    allocated, allocate = [], module._allocate
-    monkeypatch.setattr(module, "_allocate", lambda shape: allocated.append(allocate(shape)) or allocated[-1])
+    allocated, allocate = [], module.allocate
+    monkeypatch.setattr(module, "allocate", lambda shape: allocated.append(allocate(shape)) or allocated[-1])
     paths, reasons = broken_files(tmp_path)
     images, kept, unreadable, _ = decode_files(paths)
     assert kept == [0, 4]
@@ -368,3 +371,29 @@ def test_nothing_readable_is_refused(tmp_path, damage):
         path.write_bytes(path.read_bytes()[: 10 if damage == "header" else 1500])
     with pytest.raises(InputError, match=r"^none of the 2 images can be read, the first: '000.jpg' \(.+\)$"):
         decode_files(paths)
+
+
+def icon(inner: bytes) -> bytes:
+    """Return a Windows icon that says it has 16 x 16 pixels, and holds the PNG file `inner`."""
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
+
+
+def test_an_icon_cannot_hide_a_larger_image(tmp_path):
+    (tmp_path / "a.png").write_bytes(icon(png(70_000, 1)))
+    (tmp_path / "b.png").write_bytes(icon(png(16, 16)))
+    images, kept, unreadable, _ = decode_files([tmp_path / "a.png", tmp_path / "b.png"])
+    assert len(images) == 1 and kept == [1]
+    [(id, reason)] = unreadable
+    assert id == "a.png" and "70000 x 1 pixels: a side is longer" in reason
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_a_file_too_large_is_not_opened(tmp_path, monkeypatch, as_bytes):
+    monkeypatch.setattr(module, "MAX_BYTES", 1000)
+    contents = [png(8, 8), png(8, 8) + bytes(2000)]
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
+    sources = (contents, ["a.png", "b.png"], io.BytesIO) if as_bytes else (paths, ["a.png", "b.png"], lambda path: path)
+    _, kept, unreadable, _ = module.decode(*sources, None)
+    assert kept == [0] and unreadable == [("b.png", f"{len(contents[1]):,} bytes are more than 1,000")]

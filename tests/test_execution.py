@@ -1,5 +1,6 @@
 """Notebooks: what they declare, what they are given, and what is left of an execution."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import refused
+from IPython.core.inputtransformer2 import TransformerManager
 
 from ptglab import execution
 from ptglab.errors import InputError
@@ -16,6 +18,7 @@ from ptglab.errors import InputError
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import papermill
+    import papermill.translators
 
 DECLARED = dict(run_dir="runs/x", epochs=40, rate=0.4, offset=-1, cached=True)
 CELL = "".join(f"{name} = {value!r}  # what it is\n" for name, value in DECLARED.items())
@@ -147,6 +150,80 @@ def test_a_text_is_taken_whole_and_the_last_of_two_counts(notebook):
 )
 def test_what_is_no_value_of_a_parameter_is_refused(notebook, text, words):
     refused(*words, call=execution.values)(notebook, ["offset=1", text])
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+def test_a_real_number_that_is_none_is_refused(notebook, value):
+    refused("'rate'", "64 bits", call=execution.values)(notebook, [f"rate={value}"])
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**5000], ids=["above", "below", "huge"])
+def test_a_number_of_more_than_64_bits_is_refused(notebook, value):
+    declared = execution.declared_parameters(notebook)
+    refused("'epochs'", "64 bits", call=execution.checked)(notebook, declared, {"epochs": value})
+    refused("'rate'", "64 bits", call=execution.checked)(notebook, declared, {"rate": value})
+    assert execution.checked(notebook, declared, {"epochs": 2**63 - 1, "rate": -(2**63)})
+
+
+# ---- a value is never code
+
+HOSTILE = [
+    '"); import os; os.system("touch marker"); ("',
+    "'); open('marker', 'w'); ('",
+    '\\"; open("marker", "w"); "',
+    '\\\\"\nopen("marker", "w")\n"',
+    '"""\nopen("marker", "w")\n"""',
+    "\nopen('marker', 'w')\n",
+    "\ropen('marker', 'w')\r",
+    "\x0copen('marker', 'w')\x1c\x85\u2028open('marker', 'w')\u2029",
+    "{open('marker', 'w')}",
+    "{0.__class__}",
+    "!touch marker",
+    "x\n!touch marker",
+    "%%bash\ntouch marker",
+    "$(touch marker)`touch marker`; touch marker",
+    "marker?",
+    "#\n# Parameters\nmarker = 1",
+    "\\",
+    "\\\n",
+    "\0",
+    "\N{BULLET}\\u0022\\x22",
+    "\U0001f98a\u202e",
+    "\t=1+1",
+]
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_value_becomes_one_literal(notebook, value):
+    """As papermill writes it into its cell, and as `parameters` reads that cell again."""
+    given = execution.values(notebook, [f"run_dir={value}", "rate=-0.5", "epochs=-3", "cached=false"])
+    cell = papermill.translators.PythonTranslator.codify(given)
+    comment, *lines = cell.splitlines()
+    assert comment == "# Parameters" and len(lines) == len(given)
+    assert all(line.isascii() and line.isprintable() for line in lines)
+    assert {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cell).body} == given
+    assert execution.parameters(notebook, namespace(cell)) == DECLARED | given
+    assert TransformerManager().transform_cell(cell) == cell  # nothing of it is IPython's own
+
+
+def test_no_value_runs_in_a_kernel(tmp_path, monkeypatch):
+    """A kernel is given all of them, one after the other, through `ptglab run`; none does anything, each arrives."""
+    names = [f"text{i}" for i in range(len(HOSTILE))]
+    folder = tmp_path / "a {folder} in {0} braces"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    source = "".join(f"{name} = ''  # a text\n" for name in names)
+    write_notebook(folder / "mine.ipynb", source + "epochs = 1  # whole\n")
+    cells = json.loads((folder / "mine.ipynb").read_text())
+    cells["cells"].append({"cell_type": "code", "metadata": {}, "source": "import json, os\nprint(json.dumps(["
+                           + ", ".join(names) + "]))\nprint(os.listdir())"})  # fmt: skip
+    (folder / "mine.ipynb").write_text(json.dumps(cells))
+    given = execution.values("mine.ipynb", [f"{n}={value}" for n, value in zip(names, HOSTILE, strict=True)])
+    execution.execute("mine.ipynb", folder / "out.ipynb", given)
+    [output] = json.loads((folder / "out.ipynb").read_text())["cells"][-1]["outputs"]
+    said, listed = "".join(output["text"]).splitlines()
+    assert json.loads(said) == HOSTILE
+    assert "marker" not in listed and sorted(path.name for path in folder.iterdir()) == ["mine.ipynb", "out.ipynb"]
 
 
 # ---- executing

@@ -19,7 +19,7 @@ import torch
 from conftest import refused
 from PIL import ExifTags, Image
 
-from ptglab import data, exports
+from ptglab import data, exports, folders
 from ptglab.suspects import Suspects
 
 NAMES = [
@@ -136,8 +136,84 @@ def test_csv_comes_back_through_both_readers(odd, tmp_path):
 def test_cells_are_quoted_as_rfc_4180_has_it(cell, tmp_path):
     exports.write_csv(tmp_path / "t.csv", pd.DataFrame({"a": [cell, "x"], "b": ["y", cell]}))
     text = (tmp_path / "t.csv").read_bytes().decode()
+    cell = "'" + cell if cell in ("\n", "\r", "\r\n") else cell
     quoted = '"' + cell.replace('"', '""') + '"' if set(cell) & set(',"\r\n') else cell
     assert text == f"a,b\n{quoted},y\nx,{quoted}\n"
+
+
+FORMULAS = [
+    "=1+1",
+    "+1",
+    "-1+1",
+    "@SUM(1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "＝1",
+    "＋1",
+    "－1",
+    "＠1",
+    "=cmd|' '!A0",
+    '-"x",1',
+]
+
+
+@pytest.mark.parametrize("text", [*FORMULAS, "'=1", "''-1", "'"])
+def test_no_cell_begins_as_a_formula(text, tmp_path):
+    """A cell that begins so has an apostrophe more, which comes off again; numbers below zero are left alone."""
+    frame = pd.DataFrame({"id": [text, f" {text}"], "score": np.array([-0.5, 1e-9], np.float32)})
+    exports.write_csv(tmp_path / "t.csv", frame)
+    read = pd.read_csv(tmp_path / "t.csv", dtype=str, keep_default_na=False)
+    assert read["id"][0] == ("'" if text != "'" else "") + text and read["id"][1] == f" {text}"
+    assert [folders.plain(id) for id in read["id"]] == frame["id"].tolist()
+    assert read["score"].tolist() == ["-0.5", "1e-09"]
+
+
+def test_formulas_in_names_reach_no_table(tmp_path):
+    names = [*FORMULAS, "'=1", "plain"]
+    n = len(names)
+    image_set = data.ImageSet(torch.zeros((n, 1, 4, 4), dtype=torch.uint8), np.arange(n), None, names, names,
+                              [(name, name) for name in names])  # fmt: skip
+    suspects = Suspects(-np.arange(n, dtype=np.float32), np.ones(n, bool), np.roll(np.arange(n), 1))
+    told = {"detector": "knn", "rate": 0.25, "low": 0.2, "high": 0.3}
+    exports.write(tmp_path, image_set, suspects, told, "=x")
+    exports.unreadable(tmp_path, image_set)
+    exports.oddities(tmp_path, image_set, np.array([[0, 1]]), np.array([-1.0]), -suspects.score, suspects.flagged)
+    tables = sorted(tmp_path.glob("*.csv"))
+    assert len(tables) == 5
+    for table in tables:
+        with open(table, encoding="utf-8", newline="") as file:
+            cells = [(column, cell) for row in csv.DictReader(file) for column, cell in row.items()]
+        assert cells and not [c for c in cells if c[1][:1] in "=+@\t\r\n＝＋－＠" and c[1]]
+        assert {column for column, cell in cells if cell[:1] == "-"} <= {"score", "difference"}
+
+
+def test_an_audit_of_an_audits_table_finds_the_same_images_and_classes(tmp_path):
+    """suspects.csv, put beside the images as their labels, names them and their classes as they were."""
+    for name in ("=a", "-b", "@c", "plain", "'x"):
+        for i in range(2):
+            (tmp_path / "in" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), i).save(tmp_path / "in" / name / f"{i}.png")
+    first = data.load(tmp_path / "in")
+    suspects = Suspects(np.zeros(10, np.float32), np.zeros(10, bool), first.labels_given)
+    exports.write_csv(tmp_path / "in" / "suspects.csv", exports.table(first, suspects))
+    again = data.load(tmp_path / "in", labels="given")
+    assert again.ids == first.ids and not again.unreadable
+    assert again.class_names == first.class_names == sorted(["=a", "-b", "@c", "plain", "'x"])
+    np.testing.assert_array_equal(again.labels_given, first.labels_given)
+
+
+def test_a_link_in_the_run_folder_is_replaced_not_written_through(odd, tmp_path):
+    outside, folder = tmp_path / "outside", tmp_path / "run"
+    folder.mkdir()
+    outside.write_text("mine")
+    names = ["suspects.csv", "gallery.html", "label_studio.json", "label_studio.xml", "fiftyone.csv", "summary.json"]
+    for name in names:
+        (folder / name).symlink_to(outside)
+    told = {"detector": "knn", "rate": 0.25, "low": 0.2, "high": 0.3}
+    exports.write(folder, odd, suspects_of(len(odd), 4), told, tmp_path / "photos & co")
+    assert outside.read_text() == "mine"
+    assert not [name for name in names if (folder / name).is_symlink()]
 
 
 def test_a_missing_value_is_an_empty_cell(tmp_path):

@@ -5,8 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import refused
 from PIL import Image
 
+from ptglab import folders
 from ptglab.errors import InputError
 from ptglab.folders import listing, printable, split_folders, walk
 
@@ -229,3 +231,17 @@ def test_whole_numbers_lose_their_point_together(tree, labels, expected):
     (folder / "labels.csv").write_text("id,given,label\n" + "".join(lines))
     _, given, true, _ = listing(folder, "given")
     assert list(given.values()) == list(true.values()) == expected
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "info/train_filelist_google.txt"])
+def test_a_table_too_large_to_read_is_not_read(tmp_path, name):
+    """Files with holes: they take no disk, and would take memory."""
+    (tmp_path / "a").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "a" / "x.png")
+    (tmp_path / "info").mkdir()
+    if name.startswith("info"):
+        (tmp_path / "info" / "synsets.txt").write_text("n00000001 tench\n")
+        (tmp_path / "info" / "train_filelist_flickr.txt").write_text("a 0\n")
+    with open(tmp_path / name, "wb") as file:
+        file.truncate(folders.MAX_TABLE + 1)
+    refused(Path(name).name, "268,435,457 bytes, more than the 268,435,456")(tmp_path)

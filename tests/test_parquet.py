@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from bad_inputs import parquet as content
 from conftest import refused
@@ -157,3 +158,42 @@ def test_the_files_of_a_split(tmp_path):
     (tmp_path / "val").rename(tmp_path / "all.parquet")
     assert found(tmp_path / "all.parquet", "train") == ["all.parquet/y.parquet"]
     assert found(tmp_path / "all.parquet", "test") == found(tmp_path, "test") == []
+
+
+@pytest.fixture
+def modest(monkeypatch):
+    """Files of any size may unpack to 10 MB, so that too much is little enough for a test."""
+    monkeypatch.setattr(parquet, "MODEST", 10_000_000)
+
+
+def test_copies_without_end_are_not_unpacked(tmp_path, modest):
+    """200 MB in a few kilobytes, of which the file itself admits a hundredth: a dictionary of one image."""
+    cells = pa.DictionaryArray.from_arrays(pa.array(np.zeros(2000, np.int32)), pa.array([bytes(100_000)], pa.binary()))
+    table = pa.table({"image": pa.StructArray.from_arrays([cells], ["bytes"]), "label": np.zeros(2000, np.int64)})
+    path = tmp_path / "x.parquet"
+    pq.write_table(table, path, store_schema=False)
+    assert path.stat().st_size < 20_000 and pq.read_metadata(path).row_group(0).total_byte_size < 200_000
+    refused("x.parquet has", "unpacks to more than 10,000,000", call=parquet.read)([path], None)
+
+
+def test_rows_without_end_are_not_read(tmp_path, modest):
+    image = pa.nulls(200_000, pa.struct([("bytes", pa.binary())]))
+    path = write(tmp_path / "x.parquet", image=image, label=np.zeros(200_000, np.int64))
+    assert path.stat().st_size < 20_000
+    refused("x.parquet has", "unpacks to more than", call=parquet.read)([path], None)
+
+
+def test_what_a_file_says_it_unpacks_to_is_believed_if_it_is_too_much(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "MODEST", 100_000)
+    monkeypatch.setattr(parquet, "EXPANSION", 2)
+    path = write(tmp_path / "x.parquet", [bytes(300_000)], label=[0])
+    refused("x.parquet has", "unpacks to more than", call=parquet.read)([path], None)
+    path = write(tmp_path / "y.parquet", [np.random.default_rng(0).bytes(300_000)], label=[0])
+    assert len(parquet.read([path], None)[0][0]) == 300_000
+
+
+def test_other_columns_are_not_unpacked(tmp_path):
+    """Nor are the paths that stand beside the images, or a column that is called as the images are, below one."""
+    path = write(tmp_path / "x.parquet", BLOBS, label=[0, 1, 2, 0], **{"image.bytes": ["x"] * 4, "label.x": [9] * 4})
+    blobs, given, _, _ = parquet.read([path], None)
+    assert blobs == [b"a", b"bc", b"", b""] and given.tolist() == [0, 1, 2, 0]
