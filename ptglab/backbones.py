@@ -1,15 +1,14 @@
 """ResNets with the CIFAR stem and a width, the projector, the head; weights load strictly."""
 
 import json
-import os
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ptglab import tensors
 from ptglab.errors import InputError, one_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -205,28 +204,28 @@ def save(path: str | Path, backbone: ResNet, head: nn.Module | None = None) -> N
     sizes, modules = dict(backbone.sizes), {"backbone": backbone}
     if head is not None:
         sizes["num_classes"], modules["head"] = head[1].out_features, head
-    weights = {f"{name}.{k}": v.contiguous() for name, m in modules.items() for k, v in m.state_dict().items()}
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(weights, temporary, metadata={"sizes": json.dumps(sizes)})
-    os.replace(temporary, path)
+    weights = {f"{name}.{k}": v for name, m in modules.items() for k, v in m.state_dict().items()}
+    tensors.save(path, weights, {"sizes": json.dumps(sizes)})
 
 
 def load(path: str | Path) -> tuple[ResNet, nn.Module | None]:
     """Rebuild (backbone, head) as written by `save`; every key must match; the head is None if none was saved.
 
-    Raises InputError if the file is missing, is no safetensors file, or holds something else.
+    Raises InputError if the file is missing, is damaged, is no safetensors file, or holds something else.
     """
+    path = Path(path)
     try:
-        with safe_open(path, "pt") as file:
-            sizes = json.loads((file.metadata() or {})["sizes"])
+        weights, about = tensors.load(path)
+        sizes = json.loads(about["sizes"])
         num_classes = sizes.pop("num_classes", None)
         modules = nn.ModuleDict({"backbone": ResNet(**sizes)})
         if num_classes:
             modules["head"] = head(modules["backbone"].num_features, num_classes)
-        modules.load_state_dict(load_file(path), strict=True)
+        modules.load_state_dict(weights, strict=True)
     except FileNotFoundError:
         raise InputError(f"no weights at {path}: run the notebook that trains them first") from None
-    except (SafetensorError, OSError, json.JSONDecodeError, AttributeError, KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path} holds no network of ours: {' '.join(str(error).split())[:200]}") from None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} holds no network of ours: {reason}; if it did, it is damaged: delete {path.parent} "
+                         "and run again") from None  # fmt: skip
     return modules["backbone"], modules["head"] if num_classes else None

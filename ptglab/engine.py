@@ -201,6 +201,40 @@ def unit(inputs: Tensor) -> Tensor:
     return inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
 
 
+def in_parts(module: nn.Module, x: Tensor) -> Tensor:
+    """Return `module(x)` where rows do not see each other: of halves, and halves of those, if memory is too small."""
+    try:
+        return module(x)
+    except torch.OutOfMemoryError:
+        if len(x) < 2:
+            raise
+    torch.cuda.empty_cache()  # after the error, which holds on to what was computed
+    return torch.cat([in_parts(module, half) for half in x.chunk(2)])
+
+
+def within_memory(step: Callable, *batch: Tensor) -> object:
+    """Return `step(*batch)`; raise InputError, with the batch size that fits, if the device's memory is too small.
+
+    `step` trains on a batch. It is not split in two: batch norm, and a contrastive loss, see it whole, so that the
+    result would be another. To say what fits, smaller batches are tried out: afterwards the network is spoilt.
+    """
+    try:
+        return step(*batch)
+    except torch.OutOfMemoryError:
+        pass
+    size = len(batch[0]) // 2
+    while size >= 2:
+        torch.cuda.empty_cache()
+        try:
+            step(*(rows[:size] for rows in batch))
+            break
+        except torch.OutOfMemoryError:
+            size //= 2
+    mend = f"batch_size={size} fits" if size >= 2 else "not even two rows fit: give a smaller width or image_size"
+    raise InputError(f"the GPU's memory is too small for a batch of {len(batch[0])}, and batch norm must see it whole: "
+                     f"{mend}")  # fmt: skip
+
+
 @torch.inference_mode()
 def evaluate(module: nn.Module, inputs: Tensor, place: Place, block: int = 512) -> Tensor:
     """Return `module` of every row of `inputs` (uint8 images or float features), float32 on `place`, in order.
@@ -212,7 +246,7 @@ def evaluate(module: nn.Module, inputs: Tensor, place: Place, block: int = 512) 
     blocks = (slice(start, start + block) for start in range(0, len(inputs), block))
     for _, rows in fetched(inputs, blocks, place.device):
         with place.autocast():
-            outputs.append(module(place.batch(unit(rows))).float())
+            outputs.append(in_parts(module, place.batch(unit(rows))).float())
     return torch.cat(outputs)
 
 

@@ -7,6 +7,10 @@ from difflib import get_close_matches
 class InputError(ValueError):
     """What was asked for cannot be done; the message is one line that names the thing and the mend."""
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows in the place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def one_of(kind: str, name: str, choices: Iterable[str]) -> str:
     """Return `name` if it is one of `choices`.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ptglab import augment, engine, losses, optim, runs
+from ptglab import augment, checkpoints, engine, losses, optim
 from ptglab.errors import InputError, one_of
 
 # mode -> learning rates of (head, backbone) for a batch of 128
@@ -55,8 +55,9 @@ def train(
     2017, arXiv 1703.01780, section 2). score: float [N] of a detector, low = suspicious; then each epoch trains
     only on the rows of the highest score in each given class, a share that grows from the first to the second of
     `admitted` (self-paced learning, Kumar, Packer & Koller 2010, at one pace for every class).
-    With `checkpoint`, an unfinished run goes on from it. Raises InputError for what cannot be trained, and
-    FloatingPointError when the loss is no longer finite.
+    With `checkpoint`, an unfinished run goes on from it. Raises InputError for what cannot be trained, or
+    not in the device's memory (the batch of a frozen backbone is split instead, to the same result up to rounding),
+    and FloatingPointError when the loss is no longer finite.
     """
     head_rate, backbone_rate = MODES[one_of("mode", mode, MODES)]
     criterion = losses.SUPERVISED[one_of("loss", loss, losses.SUPERVISED)]
@@ -64,6 +65,10 @@ def train(
         augment.preset(augmentation)
     if batch_size < 2 or epochs < 1:
         raise InputError(f"batch_size is {batch_size}, epochs {epochs}: they must be at least 2 and 1")
+    if score is not None and not (len(score) == len(labels_given) and np.isfinite(score).all()):
+        raise InputError(f"score has {len(score)} values for {len(labels_given)} rows, or some are not finite")
+    if not 0 < min(admitted) <= max(admitted) <= 1:
+        raise InputError(f"admitted is {admitted}; both shares must be above 0 and at most 1")
     if not 0 <= averaging < 1:
         raise InputError(f"averaging is {averaging}; it must be at least 0 and below 1")
     rows, held_out = _held_out(labels_given, validation, seed)
@@ -77,7 +82,7 @@ def train(
     if averaging:
         modules["averaged"] = AveragedModel(network, avg_fn=partial(_averaged, averaging), use_buffers=True)
     scored = modules["averaged"].module if averaging else network
-    first = runs.load_checkpoint(checkpoint, optimizer, **modules)
+    first = checkpoints.load(checkpoint, optimizer, **modules)
     inputs, labels = place.resident(inputs), torch.as_tensor(np.array(labels_given), device=place.device)
     if test is not None:
         test = place.resident(test[0]), test[1]
@@ -91,6 +96,20 @@ def train(
     plain = engine.forward, augment.apply  # for the smaller last batch, too
     compiled = [place.compiled(f, all_steps * bool(backbone_rate)) for f in plain]
 
+    def learn(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one step on a batch and return its loss and its logits [B, K]."""
+        forward = (compiled if len(y) == batch_size else plain)[0]
+        with place.autocast(), torch.set_grad_enabled(bool(backbone_rate)):
+            x = place.batch(x)  # rows of a frozen backbone do not see each other: memory need not hold all at once
+            features = forward(backbone, x) if backbone_rate else engine.in_parts(backbone, x)
+        with place.autocast():
+            logits = head(features)
+        value = criterion(logits.float(), y)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        return value.detach(), logits.detach().float()
+
     for epoch in range(first, epochs):
         start, (total, right) = time.perf_counter(), torch.zeros(2, device=place.device)
         head.train(), backbone.train(bool(backbone_rate))
@@ -101,21 +120,13 @@ def train(
         for i, (index, x) in enumerate(engine.fetched(inputs, batches, place.device), before[epoch]):
             optim.set_learning_rate(optimizer, optim.warmup_cosine(i, all_steps, warmup))
             index = index.to(place.device, non_blocking=True)
-            forward, change = compiled if len(index) == batch_size else plain
-            y = labels[index]
+            change, y = (compiled if len(index) == batch_size else plain)[1], labels[index]
             x = augment.weak(x, augmentation, draws, change) if augmentation else engine.unit(x)
-            with place.autocast(), torch.set_grad_enabled(bool(backbone_rate)):
-                features = forward(backbone, place.batch(x))
-            with place.autocast():
-                logits = head(features)
-            value = criterion(logits.float(), y)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
+            value, logits = engine.within_memory(learn, x, y)
             if averaging:
                 modules["averaged"].update_parameters(network)
-            total += value.detach() * len(index)
-            margins[index] = margin = _margins(logits.detach().float(), y)
+            total += value * len(index)
+            margins[index] = margin = _margins(logits, y)
             right += (margin > 0).sum()
         record = {
             "epoch": epoch + 1,
@@ -124,7 +135,7 @@ def train(
             "accuracy_train": right.item() / len(taken[epoch]),
         }
         if not math.isfinite(record["loss"]):
-            raise FloatingPointError(runs.diverged(epoch + 1, checkpoint))
+            raise FloatingPointError(checkpoints.diverged(epoch + 1, checkpoint))
         rest = torch.as_tensor(np.setdiff1d(np.arange(len(labels)), taken[epoch]))
         if len(rest):
             there, x = rest.to(place.device), inputs[rest.to(inputs.device)]
@@ -138,7 +149,9 @@ def train(
             history[epoch] = margins.cpu().numpy()
         record["seconds"] = time.perf_counter() - start
         yield record
-        runs.save_checkpoint(checkpoint, epoch + 1, optimizer, **modules)
+        if checkpoint and isinstance(history, np.memmap):
+            history.flush()  # no later than the checkpoint that counts on it
+        checkpoints.save(checkpoint, epoch + 1, optimizer, **modules)
     network.load_state_dict(scored.state_dict())
 
 
@@ -155,7 +168,7 @@ def _admitted(rows: Tensor, labels: np.ndarray, score: np.ndarray | None, share:
     order = rows[np.lexsort((-np.asarray(score)[rows], labels[rows]))]  # by label, the most trusted first
     sizes = np.bincount(labels[rows])
     place = np.arange(len(order)) - np.repeat(sizes.cumsum() - sizes, sizes)
-    taken = np.sort(order[place < np.ceil(share * sizes[labels[order]])])
+    taken = np.sort(order[place < np.ceil(share * sizes[labels[order]] - 1e-9)])
     return torch.from_numpy(taken[1:] if len(taken) % batch_size == 1 else taken)
 
 

@@ -4,13 +4,14 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ptglab import augment, backbones, engine, losses, neighbours, optim, runs
+from ptglab import augment, backbones, checkpoints, engine, losses, neighbours, optim
 from ptglab.errors import InputError, one_of
 
 KNN_ROWS = 2048  # images the online kNN accuracy is taken on
@@ -81,7 +82,8 @@ def train(
     SCHEDULES, whose rate `learning_rate` overrides.
     With `checkpoint`, every epoch's state is written there once its record was taken, and an unfinished run goes on
     from it, drawing what it would have drawn: an epoch may be recorded twice, but never lost. Raises InputError for an
-    unknown name or a size that cannot be trained, and FloatingPointError when the loss is no longer finite.
+    unknown name, a size that cannot be trained or a batch that the device's memory cannot hold, and FloatingPointError
+    when the loss is no longer finite.
     """
     spec, plan = METHODS[one_of("method", method, METHODS)], SCHEDULES[one_of("schedule", schedule, SCHEDULES)]
     augmentation = augmentation or spec.views
@@ -95,12 +97,23 @@ def train(
     backbone, projector = place.put(backbone), place.put(projector)
     rate = (learning_rate or plan.rate * spec.learning_rate) * batch_size / 256
     optimizer = optim.LARS(optim.parameter_groups([backbone, projector], rate, weight_decay), lr=rate)
-    first = runs.load_checkpoint(checkpoint, optimizer, backbone=backbone, projector=projector)
+    first = checkpoints.load(checkpoint, optimizer, backbone=backbone, projector=projector)
     network, images = nn.Sequential(backbone, projector), place.resident(images)
     rows = torch.arange(len(images), device=images.device)
     steps = engine.steps_per_epoch(len(rows), batch_size, drop_last=True)
     warmup = steps * min(10, max(1, epochs // 10))
     forward, change = (place.compiled(f, epochs * steps) for f in (engine.forward, augment.apply))
+
+    def learn(draws: torch.Generator, size: int | None, batch: Tensor) -> Tensor:
+        """Take one step on a batch [B, C, H, W] and return its loss."""
+        both = torch.cat(augment.two_views(batch, augmentation, draws, size, change))
+        with place.autocast():
+            z1, z2 = forward(network, place.batch(both)).chunk(2)
+        loss = spec.loss(z1, z2, **spec.options)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
 
     for epoch in range(first, epochs):
         start, total = time.perf_counter(), torch.zeros((), device=place.device)
@@ -111,24 +124,17 @@ def train(
         batches = engine.shuffled_batches(rows, batch_size, order, drop_last=True)
         for i, (_, batch) in enumerate(engine.fetched(images, batches, place.device)):
             optim.set_learning_rate(optimizer, optim.warmup_cosine(epoch * steps + i, epochs * steps, warmup))
-            both = torch.cat(augment.two_views(batch, augmentation, draws, size, change))
-            with place.autocast():
-                z1, z2 = forward(network, place.batch(both)).chunk(2)
-            loss = spec.loss(z1, z2, **spec.options)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach()
+            total += engine.within_memory(partial(learn, draws, size), batch)
         total = total.item()  # the one wait for the device in an epoch
         seconds = time.perf_counter() - start
         record = {"epoch": epoch + 1, "loss": total / steps, "learning_rate": optimizer.param_groups[0]["lr"],
                   "images_per_second": steps * batch_size / seconds, "seconds": seconds}  # fmt: skip
         if not math.isfinite(record["loss"]):
-            raise FloatingPointError(runs.diverged(epoch + 1, checkpoint))
+            raise FloatingPointError(checkpoints.diverged(epoch + 1, checkpoint))
         if labels_given is not None:
             record["knn_accuracy"] = _knn_accuracy(backbone, images, labels_given, place)
         yield record
-        runs.save_checkpoint(checkpoint, epoch + 1, optimizer, backbone=backbone, projector=projector)
+        checkpoints.save(checkpoint, epoch + 1, optimizer, backbone=backbone, projector=projector)
 
 
 def _knn_accuracy(backbone: nn.Module, images: Tensor, labels: np.ndarray, place: engine.Place) -> float:

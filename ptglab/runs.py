@@ -1,20 +1,24 @@
 """The run folder: parameters, records, weights, arrays, results; written atomically, resumable."""
 
+import hashlib
+import importlib.metadata
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from ptglab import checkpoints, files
 from ptglab.errors import InputError, one_of
+from ptglab.files import write
+from ptglab.stopping import stoppable
 
 RESULT_COLUMNS = [
     "dataset",
@@ -60,16 +64,21 @@ class Run:
 
     @property
     def params(self) -> dict:
-        """The parameters the run was started with. Raises InputError if there is no run here."""
+        """The parameters the run was started with. Raises InputError if there is no run here, or they are damaged."""
+        path = self.path / "params.json"
         try:
-            return json.loads((self.path / "params.json").read_text())
-        except FileNotFoundError:
+            return dict(json.loads(path.read_text()))
+        except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"no run at {self.path}: execute the notebook that makes it first") from None
+        except (ValueError, TypeError):
+            raise InputError(f"{path} is damaged: delete {self.path} and run again, or that file alone if you are sure "
+                             "with which parameters the rest was made") from None  # fmt: skip
 
     def stage(self, name: str) -> "Run":
         """Return the run folder `name` inside this one, made if needed."""
         inner = Run(self.path / name)
-        inner.path.mkdir(parents=True, exist_ok=True)
+        with files.writing(inner.path):
+            inner.path.mkdir(parents=True, exist_ok=True)
         return inner
 
     @property
@@ -77,9 +86,9 @@ class Run:
         return (self.path / "done").exists()
 
     def finish(self) -> None:
-        """Mark the run finished and drop its checkpoint."""
+        """Mark the run finished and drop its checkpoints."""
         write(self.path / "done", lambda path: path.write_text("finished\n"))
-        self.checkpoint.unlink(missing_ok=True)
+        checkpoints.drop(self.checkpoint)
 
     @property
     def checkpoint(self) -> Path:
@@ -90,54 +99,106 @@ class Run:
         return self.path / "model.safetensors"
 
     def follow(self, steps: Iterable[dict], title: str, epochs: int) -> None:
-        """Run `steps` to their end under a progress bar, each record written to `metrics.jsonl` as it comes."""
-        _drop_torn_line(self.path / "metrics.jsonl")
-        with tqdm(total=epochs, desc=title, unit=" epochs", mininterval=1) as bar:
+        """Run `steps` to their end under a progress bar, each record written to `metrics.jsonl` as it comes.
+
+        Raises Stopped on SIGINT and SIGTERM, and InputError if the disk is full or an earlier record is damaged.
+        """
+        path = self.path / "metrics.jsonl"
+        _drop_torn_line(path)
+        self.records()  # damage is better known before than after
+        with stoppable(), tqdm(total=epochs, desc=title, unit=" epochs", mininterval=1) as bar:
             for record in steps:
-                with open(self.path / "metrics.jsonl", "a") as file:
+                with files.writing(self.path), open(path, "a") as file:
                     file.write(json.dumps(record) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
                 bar.update(record["epoch"] - bar.n)
 
     def records(self) -> pd.DataFrame:
-        """Return the records, one row an epoch; an epoch that was run again after an interruption counts once."""
+        """Return the records, one row an epoch; an epoch that was run again after an interruption counts once.
+
+        A last line without an end was torn by a kill and is left out. Raises InputError if another one is damaged.
+        """
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return pd.DataFrame()
-        frame = pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()])
-        return frame.drop_duplicates("epoch", keep="last").sort_values("epoch", ignore_index=True)
+        *lines, _ = path.read_bytes().split(b"\n")
+        rows = []
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append(dict(json.loads(line)))
+                rows[-1]["epoch"] += 0
+            except (ValueError, TypeError, KeyError):
+                raise InputError(f"line {number} of {path} is damaged: delete {self.path} and run again, or that line "
+                                 "if its epoch may be missing") from None  # fmt: skip
+        if not rows:
+            return pd.DataFrame()
+        return pd.DataFrame(rows).drop_duplicates("epoch", keep="last").sort_values("epoch", ignore_index=True)
 
-    def keep_fingerprint(self, fingerprint: str) -> None:
-        """Keep what tells the images and labels of this run; raise InputError if it was begun with others."""
+    def keep_fingerprint(self, fingerprint: str, labels: np.ndarray | None = None) -> None:
+        """Keep what tells the images of this run, and the `labels` it learns from where they come from another run.
+
+        Raises InputError if it was begun with others.
+        """
         path = self.path / "fingerprint.txt"
-        if path.exists() and path.read_text() != fingerprint:
+        if labels is not None:
+            fingerprint += f" {hashlib.sha256(np.asarray(labels).astype('<i8').tobytes()).hexdigest()}"
+        if not path.exists():
+            write(path, lambda temporary: temporary.write_text(fingerprint))
+        elif path.read_bytes() != fingerprint.encode():
             raise InputError(f"{self.path} was begun with other images or labels, or they have changed since: "
                              "give another run_dir, or delete that folder")  # fmt: skip
-        write(path, lambda temporary: temporary.write_text(fingerprint))
 
     def save_array(self, name: str, array: np.ndarray) -> None:
         """Write `arrays/name.npy`; arrays of Python objects are refused."""
-        (self.path / "arrays").mkdir(exist_ok=True)
+        with files.writing(self.path):
+            (self.path / "arrays").mkdir(exist_ok=True)
 
         def save(path: Path) -> None:
             with open(path, "wb") as file:
-                np.save(file, np.asarray(array), allow_pickle=False)
+                plain = SimpleNamespace(write=file.write)  # of a real file NumPy would not say why it cannot write
+                np.save(plain, np.asarray(array), allow_pickle=False)
 
         write(self.path / "arrays" / f"{name}.npy", save)
 
     def growing_array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Return `arrays/name.npy`, float32 of `shape`, mapped for writing: new, or as it was left."""
+        """Return `arrays/name.npy`, float32 of `shape`, mapped for writing: new, or as it was left.
+
+        Its place on the disk is taken at once. Raises InputError if there is none, or if what was left is damaged.
+        """
         path = self.path / "arrays" / f"{name}.npy"
-        path.parent.mkdir(exist_ok=True)
+        with files.writing(self.path):
+            path.parent.mkdir(exist_ok=True)
+
+        def make(temporary: Path) -> None:
+            np.lib.format.open_memmap(temporary, "w+", np.float32, shape).flush()
+            with open(temporary, "r+b") as file:
+                files.allocate(file, os.path.getsize(temporary))
+
         if not path.exists():
-            write(path, lambda temporary: np.lib.format.open_memmap(temporary, "w+", np.float32, shape).flush())
-        return np.lib.format.open_memmap(path, "r+")
+            write(path, make)
+        array = self._mapped(path, "r+")
+        if array.shape != shape or array.dtype != np.float32:
+            raise InputError(f"{path} holds {array.dtype} {array.shape} where float32 {shape} is expected: "
+                             f"delete {self.path} and run again")  # fmt: skip
+        return array
 
     def array(self, name: str) -> np.ndarray:
-        """Return `arrays/name.npy`, memory-mapped. Raises InputError naming the arrays that exist."""
+        """Return `arrays/name.npy`, memory-mapped. Raises InputError naming the arrays that exist, or if damaged."""
         stored = sorted(path.stem for path in (self.path / "arrays").glob("*.npy"))
         if name not in stored:
             raise InputError(f"no array '{name}' in {self.path}: there are {', '.join(stored) or 'none'}")
-        return np.load(self.path / "arrays" / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        return self._mapped(self.path / "arrays" / f"{name}.npy", "r")
+
+    def _mapped(self, path: Path, mode: str) -> np.ndarray:
+        """Return an array on disk, mapped; Python objects are not let in."""
+        try:
+            array = np.lib.format.open_memmap(path, "r")  # for writing, what is too short would be filled up
+            return array if mode == "r" else np.lib.format.open_memmap(path, mode)
+        except OSError:
+            raise
+        except Exception:  # whatever a damaged header leads to
+            raise InputError(f"{path} is damaged: delete {self.path} and run again") from None
 
     def labels(self, ids: list[str], dataset: str) -> dict[str, np.ndarray]:
         """Return `labels_given` and `labels_true`, int64 [N], stored for the images `ids` of `dataset`.
@@ -174,7 +235,8 @@ class Run:
 
     def save_figure(self, name: str, figure, drawn_from: pd.DataFrame | None = None) -> None:
         """Write a matplotlib figure as `figures/name.png`, and the figures it was drawn from as `figures/name.csv`."""
-        (self.path / "figures").mkdir(exist_ok=True)
+        with files.writing(self.path):
+            (self.path / "figures").mkdir(exist_ok=True)
         path = self.path / "figures" / f"{name}.png"
         write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight"))
         if drawn_from is not None:
@@ -188,83 +250,53 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def start(path: str | Path, changeable: Iterable[str] = (), **params) -> Run:
-    """Open the run folder at `path`, made if needed, and snapshot `params` into it.
+    """Open the run folder at `path`, made if needed, and snapshot `params` into it, and into `environment.json` where
+    they are run. No other process may start a run there until this one has ended; reading needs no start.
 
     A folder that holds a run with the same parameters, those `changeable` aside, is gone on with. Raises InputError,
-    with the difference, if it holds one with others, or if the folder cannot be written.
+    with the difference, if it holds one with others, if another process is at work there, or if the folder cannot be
+    written.
     """
     run, changeable = Run(path), set(changeable)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        stored = run.params if (run.path / "params.json").exists() else {}
-        different = [
-            f"{name} {stored.get(name)!r} there, {params.get(name)!r} here"
-            for name in sorted(stored.keys() | params.keys())
-            if stored and name not in NOT_IDENTITY | changeable and stored.get(name) != params.get(name)
-        ]
-        if different:
-            raise InputError(f"{path} holds a run with other parameters ({'; '.join(different)}): "
-                             "give another run_dir, or delete that folder")  # fmt: skip
-        kept = stored | {name: params[name] for name in changeable} if stored else params
-        if not stored or kept != stored:
-            write(run.path / "params.json", lambda p: p.write_text(json.dumps(kept, indent=1) + "\n"))
     except OSError as error:
         raise InputError(f"cannot write the run folder {path}: {error.strerror}") from None
+    files.hold(run.path, "process")
+    stored = run.params if (run.path / "params.json").exists() else {}
+    different = [
+        f"{name} {stored.get(name)!r} there, {params.get(name)!r} here"
+        for name in sorted(stored.keys() | params.keys())
+        if stored and name not in NOT_IDENTITY | changeable and stored.get(name) != params.get(name)
+    ]
+    if different:
+        raise InputError(f"{path} holds a run with other parameters ({'; '.join(different)}): "
+                         "give another run_dir, or delete that folder")  # fmt: skip
+    files.drop_torn(run.path)
+    kept = stored | {name: params[name] for name in changeable} if stored else params
+    if not stored or kept != stored:
+        write(run.path / "params.json", lambda p: p.write_text(json.dumps(kept, indent=1) + "\n"))
+    _note_environment(run.path / "environment.json")
     return run
 
 
-def write(path: Path, save: Callable[[Path], object]) -> None:
-    """Have `save` write a file beside `path`, flush it to disk, and put it in place in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _note_environment(path: Path) -> None:
+    """Append versions, commit and hardware to the list at `path`, unless they are the last there; damage goes."""
     try:
-        save(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        known = list(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        known = []
+    here = environment()
+    if here not in known[-1:]:
+        write(path, lambda temporary: temporary.write_text(json.dumps([*known, here], indent=1) + "\n"))
 
 
-def save_checkpoint(path: str | Path | None, epoch: int, optimizer: torch.optim.Optimizer, **modules) -> None:
-    """Write the state after `epoch` epochs: every module, every optimizer tensor. Without a `path`, do nothing."""
-    if path is None:
-        return
-    tensors = {f"{name}/{k}": v for name, module in modules.items() for k, v in module.state_dict().items()}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{i}/{k}": v for k, v in state.items()}
-    tensors = {k: v.contiguous() for k, v in tensors.items()}
-    write(Path(path), lambda p: save_file(tensors, p, metadata={"epoch": str(epoch)}))
-
-
-def load_checkpoint(path: str | Path | None, optimizer: torch.optim.Optimizer, **modules) -> int:
-    """Load what `save_checkpoint` wrote, strictly, and return how many epochs are done; 0 if there is nothing.
-
-    Raises InputError if the file is damaged or belongs to another network.
-    """
-    if path is None or not Path(path).exists():
-        return 0
-    try:
-        with safe_open(path, "pt") as file:
-            epoch = int(file.metadata()["epoch"])
-        tensors = load_file(path)
-        for name, module in modules.items():
-            own = {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}
-            module.load_state_dict(own, strict=True)
-    except (SafetensorError, RuntimeError, TypeError, KeyError) as error:
-        raise InputError(f"{path} cannot be resumed: {str(error).splitlines()[0]}; delete it to start anew") from None
-    state: dict[int, dict] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer/"):
-            _, i, name = key.split("/")
-            state.setdefault(int(i), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return epoch
-
-
-def diverged(epoch: int, checkpoint: str | Path | None) -> str:
-    """Return the one line a run ends with when its loss is no longer finite."""
-    kept = f"the last good state is {checkpoint}" if checkpoint and Path(checkpoint).exists() else "nothing was kept"
-    return f"the loss is not finite in epoch {epoch}; {kept}; a lower learning_rate usually mends it"
+def environment() -> dict[str, str]:
+    """Return what a run may depend on beside its parameters: versions, the commit, the hardware."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy", "scikit-learn")}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    about = {"python": platform.python_version(), "commit": commit(), "machine": platform.node(), "gpu": gpu}
+    return about | {"system": platform.platform(), "processor": platform.machine()} | versions
 
 
 def stamp() -> dict:

@@ -1,7 +1,6 @@
 """A grid of papermill runs: shared stages once, finished cells skipped, interrupted ones gone on with."""
 
 import csv
-import fcntl
 import json
 import math
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ptglab import data, engine, execution, runs
+from ptglab import data, engine, execution, files
 from ptglab.errors import InputError
 from ptglab.spec import Cell
 
@@ -28,12 +27,17 @@ import ctypes, json, os, sys
 getattr(ctypes.CDLL(None), "prctl", lambda *_: None)(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
 if os.getppid() != int(sys.argv[1]): sys.exit(1)
 from pathlib import Path
+from ptglab import stopping
 from ptglab.errors import InputError
 from ptglab.execution import execute
+stopping.catch()
 try:
     execute(sys.argv[2], Path("notebook.ipynb"), json.loads(sys.argv[3]))
 except InputError as error:
     sys.exit(str(error))
+except KeyboardInterrupt:
+    print(stopping.LINE, file=sys.stderr)
+    sys.exit(stopping.STATUS)
 """
 
 
@@ -142,7 +146,7 @@ def gather(cells: list[Cell], out: Path) -> None:
             whole = pd.concat([frame.dropna(axis=1, how="all") for frame in frames], ignore_index=True)
             columns = list(dict.fromkeys(column for frame in frames for column in frame))
             whole = whole.reindex(columns=columns)
-            runs.write(out / table, lambda path, whole=whole: whole.to_csv(path, index=False))
+            files.write(out / table, lambda path, whole=whole: whole.to_csv(path, index=False))
 
 
 @contextmanager
@@ -150,17 +154,9 @@ def _alone(out: Path) -> Iterator[None]:
     """Hold the lock of a sweep's folder; the system lets go of it when the process ends, however that comes."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = open(out / ".lock", "a+")  # noqa: SIM115 - held open for as long as the sweep runs
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise InputError(f"another sweep is at work in {out}: process {lock.read().strip()}") from None
-        lock.truncate(0)
-        print(os.getpid(), file=lock, flush=True)
+    with files.lock(out, "sweep"):
         yield
 
 

@@ -659,3 +659,18 @@ def test_labels_of_rows_that_are_not_trusted_change_nothing(cpu, monkeypatch):
         found.append(probs)
     np.testing.assert_array_equal(found[1], found[0])
     assert np.isfinite(found[0]).all() and not np.allclose(found[2], found[0], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"score": np.zeros(3)}, "score has 3 values for 40 rows"),
+        ({"score": np.full(40, np.nan)}, "some are not finite"),
+        ({"score": np.zeros(40), "admitted": (0.0, 1.0)}, "admitted is"),
+        ({"score": np.zeros(40), "admitted": (0.3, 1.1)}, "admitted is"),
+    ],
+)
+def test_scores_that_do_not_fit_are_refused(cpu, options, says):
+    x, labels, _ = small(n=40)
+    with pytest.raises(InputError, match=says):
+        fit(cpu, x, labels, **options)

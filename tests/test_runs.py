@@ -9,9 +9,9 @@ import torch
 from conftest import refused
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import nn
 
-from ptglab import optim, runs
+from ptglab import checkpoints, runs
+from ptglab.errors import InputError
 
 PARAMS = dict(dataset="digits", epochs=3, rate=0.4, cached=True, labels="", run_dir="a", device="cpu")
 
@@ -33,7 +33,7 @@ def test_parameters_survive_the_folder(run):
 def test_what_json_cannot_hold_leaves_no_file(tmp_path):
     with pytest.raises(TypeError):
         runs.start(tmp_path / "run", matrix=np.eye(2))
-    assert list((tmp_path / "run").iterdir()) == []
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,34 @@ def test_a_run_is_of_the_images_it_was_begun_with(run):
     run.keep_fingerprint("a1")
 
 
+def test_a_run_is_of_the_labels_it_was_begun_with(run):
+    labels = np.arange(5)
+    run.keep_fingerprint("a1", labels)
+    run.keep_fingerprint("a1", labels.astype(np.int32))
+    for other in (labels[::-1], labels[:4], None):
+        refused("other images or labels", call=run.keep_fingerprint)("a1", other)
+
+
+def test_the_environment_is_noted_whenever_it_is_another(tmp_path, monkeypatch):
+    for commit in ("a", "a", "b", "b", "a"):
+        monkeypatch.setattr(runs, "commit", lambda commit=commit: commit)
+        runs.start(tmp_path, seed=1)
+    noted = json.loads((tmp_path / "environment.json").read_text())
+    assert [entry["commit"] for entry in noted] == ["a", "b", "a"]
+    assert (
+        noted[0]["torch"] == torch.__version__.split("+")[0] and {"python", "numpy", "gpu", "system"} <= noted[0].keys()
+    )
+    (tmp_path / "environment.json").write_text("[{")
+    runs.start(tmp_path, seed=1)
+    assert len(json.loads((tmp_path / "environment.json").read_text())) == 1
+
+
+def test_what_a_killed_process_left_half_written_goes(run):
+    (run.stage("a").path / ".model.safetensors.7.tmp").write_bytes(b"x")
+    runs.start(run.path, **PARAMS)
+    assert list(run.stage("a").path.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
@@ -88,6 +116,8 @@ def test_finish_marks_the_stage_and_drops_its_checkpoint(run):
     stage = run.stage("pretrain")
     assert stage.path == run.path / "pretrain" and not stage.done
     stage.checkpoint.write_bytes(b"x")
+    checkpoints.previous(stage.checkpoint).write_bytes(b"x")
+    assert checkpoints.previous(stage.checkpoint).name == "checkpoint.previous.safetensors"
     stage.finish()
     assert stage.done and run.stage("pretrain").done and not run.done
     assert [path.name for path in stage.path.iterdir()] == ["done"]
@@ -135,7 +165,24 @@ def test_a_record_that_was_torn_is_dropped_wherever_it_was_torn(run):
         whole = content[:end].decode().count("\n")
         assert path.read_bytes() == "".join([*lines[:whole], json.dumps(again) + "\n"]).encode()
         assert run.records()["epoch"].tolist() == [*range(1, whole + 1), 9]
-    assert [path.name for path in run.path.iterdir() if path.name.startswith(".")] == []
+    assert [path.name for path in run.path.iterdir() if path.name.startswith(".")] == [".lock"]
+
+
+def test_the_records_of_a_killed_run_can_be_read(run):
+    (run.path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epo')
+    assert run.records()["epoch"].tolist() == [1]
+    (run.path / "metrics.jsonl").write_text('{"epo')
+    assert run.records().empty
+
+
+def test_a_stop_is_one_line_and_what_was_recorded_stays(run):
+    def steps():
+        yield {"epoch": 1}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="^stopped; run again, it goes on where it was$"):
+        run.follow(steps(), "pretrain", 2)
+    assert run.records()["epoch"].tolist() == [1]
 
 
 def test_records_without_a_torn_line_are_not_written_anew(run, monkeypatch):
@@ -205,11 +252,11 @@ def test_a_growing_array_appears_whole_or_not_at_all(run, monkeypatch):
         return array
 
     monkeypatch.setattr(np.lib.format, "open_memmap", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match=f"cannot write {path.parent}: the disk is full"):
         run.growing_array("history", (3, 4))
     assert list(path.parent.iterdir()) == []
     assert run.growing_array("history", (3, 4)).shape == (3, 4)
-    assert seen == [(False, (3, 4)), (False, (3, 4)), (True, (3, 4))]
+    assert seen == [(False, (3, 4)), (False, (3, 4)), (True, (3, 4)), (True, (3, 4))]
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -289,10 +336,10 @@ def test_a_table_that_cannot_be_written_leaves_the_one_before(run):
             raise OSError(28, "No space left on device")
 
     run.save_table("curves", pd.DataFrame({"epoch": [1]}))
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match=f"cannot write {run.path}: the disk is full"):
         run.save_table("curves", Torn({"epoch": [2]}))
     assert (run.path / "curves.csv").read_text() == "epoch\n1\n"
-    assert sorted(path.name for path in run.path.iterdir()) == ["curves.csv", "params.json"]
+    assert sorted(p.name for p in run.path.iterdir()) == [".lock", "curves.csv", "environment.json", "params.json"]
 
 
 def test_a_figure_is_written_beside_what_it_was_drawn_from(run):
@@ -310,143 +357,3 @@ def test_a_figure_is_written_beside_what_it_was_drawn_from(run):
 def test_the_commit_of_an_installed_copy_is_empty(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "__file__", str(tmp_path / "ptglab" / "runs.py"))
     assert runs.commit() == ""
-
-
-# ---- atomic writing
-
-
-@pytest.mark.parametrize("before", [None, "old"])
-def test_a_write_that_fails_half_way_leaves_what_was_there(tmp_path, before):
-    path = tmp_path / "file.txt"
-    if before:
-        path.write_text(before)
-
-    def half(temporary):
-        temporary.write_text("ne")
-        raise RuntimeError("disk full")
-
-    with pytest.raises(RuntimeError, match="disk full"):
-        runs.write(path, half)
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == ([("file.txt", "old")] if before else [])
-
-
-def test_a_write_goes_to_a_file_beside_and_takes_its_place(tmp_path):
-    path, seen = tmp_path / "file.txt", []
-    path.write_text("old")
-
-    def save(temporary):
-        temporary.write_text("new")
-        seen.append((temporary.parent == tmp_path, path.read_text()))
-
-    runs.write(path, save)
-    assert seen == [(True, "old")]
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file.txt", "new")]
-
-
-# ---- checkpoints
-
-
-def network(seed, inner=4):
-    torch.manual_seed(seed)
-    backbone = nn.Sequential(nn.Linear(3, inner), nn.BatchNorm1d(inner), nn.ReLU())
-    return dict(backbone=backbone, head=nn.Linear(inner, 2))
-
-
-OPTIMIZERS = {
-    "sgd": lambda ms: torch.optim.SGD(optim.parameter_groups(ms, 0.1, 1e-3), momentum=0.9),
-    "plain sgd": lambda ms: torch.optim.SGD(optim.parameter_groups(ms, 0.1, 1e-3)),
-    "lars": lambda ms: optim.LARS(optim.parameter_groups(ms, 0.1, 1e-3), lr=0.1),
-    "adamw": lambda ms: torch.optim.AdamW(optim.parameter_groups(ms, 0.1, 1e-3)),
-}
-
-
-def train(modules, optimizer, epochs):
-    """One step an epoch, on a batch that only the epoch decides."""
-    for epoch in epochs:
-        draws = torch.Generator().manual_seed(epoch)
-        x, y = torch.randn(8, 3, generator=draws), torch.randint(0, 2, (8,), generator=draws)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(modules["head"](modules["backbone"](x)), y).backward()
-        optimizer.step()
-
-
-def state(modules, optimizer):
-    tensors = {f"{name}.{k}": v for name, module in modules.items() for k, v in module.state_dict().items()}
-    moments = optimizer.state_dict()["state"]
-    return tensors | {f"{i}.{k}": v for i, values in moments.items() for k, v in values.items()}
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for key, tensor in a.items():
-        assert tensor.dtype == b[key].dtype and torch.equal(tensor, b[key]), key
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, name):
-    path = tmp_path / "checkpoint.safetensors"
-    modules = network(seed=0)
-    optimizer = OPTIMIZERS[name](modules.values())
-    train(modules, optimizer, range(3))
-    runs.save_checkpoint(path, 3, optimizer, **modules)
-    saved = {key: tensor.clone() for key, tensor in state(modules, optimizer).items()}
-    train(modules, optimizer, range(3, 6))
-
-    resumed = network(seed=1)
-    other = OPTIMIZERS[name](resumed.values())
-    assert runs.load_checkpoint(path, other, **resumed) == 3
-    assert_same(state(resumed, other), saved)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
-    train(resumed, other, range(3, 6))
-    assert_same(state(resumed, other), state(modules, optimizer))
-    assert any((saved[key] != tensor).any() for key, tensor in state(resumed, other).items())
-
-
-def test_without_a_checkpoint_nothing_is_done(tmp_path):
-    modules = network(seed=0)
-    optimizer = OPTIMIZERS["sgd"](modules.values())
-    before = {key: tensor.clone() for key, tensor in state(modules, optimizer).items()}
-    runs.save_checkpoint(None, 1, optimizer, **modules)
-    assert runs.load_checkpoint(None, optimizer, **modules) == 0
-    assert runs.load_checkpoint(tmp_path / "none", optimizer, **modules) == 0
-    assert_same(state(modules, optimizer), before)
-
-
-@pytest.fixture
-def checkpoint(tmp_path):
-    modules = network(seed=0)
-    optimizer = OPTIMIZERS["sgd"](modules.values())
-    train(modules, optimizer, range(1))
-    runs.save_checkpoint(tmp_path / "c.safetensors", 1, optimizer, **modules)
-    return tmp_path / "c.safetensors"
-
-
-def resume(path, modules):
-    return runs.load_checkpoint(path, OPTIMIZERS["sgd"](modules.values()), **modules)
-
-
-@pytest.mark.parametrize("kept", [0, 5, 0.5, -1], ids=["empty", "in the length", "half", "all but one byte"])
-def test_a_truncated_checkpoint_is_refused(checkpoint, kept):
-    content = checkpoint.read_bytes()
-    checkpoint.write_bytes(content[: int(kept * len(content)) if kept == 0.5 else kept])
-    refused(f"{checkpoint} cannot be resumed", "delete it", call=resume)(checkpoint, network(seed=1))
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        network(0, inner=5),
-        {"backbone": network(0)["backbone"], "projector": nn.Linear(4, 2)},
-        {"backbone": network(0)["backbone"][:1], "head": nn.Linear(4, 2)},
-        {"backbone": network(0)["backbone"], "head": nn.Linear(4, 2, bias=False)},
-    ],
-    ids=["width", "module", "fewer layers", "no bias"],
-)
-def test_the_checkpoint_of_another_network_is_refused(checkpoint, other):
-    refused(f"{checkpoint} cannot be resumed", call=resume)(checkpoint, other)
-
-
-def test_divergence_says_what_was_kept(checkpoint):
-    assert f"in epoch 4; the last good state is {checkpoint};" in runs.diverged(4, checkpoint)
-    for nothing in (None, checkpoint.with_name("none")):
-        assert "in epoch 4; nothing was kept; a lower learning_rate" in runs.diverged(4, nothing)
