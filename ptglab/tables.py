@@ -67,6 +67,8 @@ def by_rate(frame: pd.DataFrame, measure: str, kind: str) -> tuple[dict[str, np.
 def span(found: Sequence[pd.DataFrame]) -> tuple[float, float]:
     """Return the limits, in percent, between which all means and deviations of `over_seeds` lie, with a margin."""
     every = pd.concat(found)
+    if every.empty:
+        return 0.0, 100.0
     low, high = (
         100 * value
         for value in ((every["mean"] - every["deviation"]).min(), (every["mean"] + every["deviation"]).max())

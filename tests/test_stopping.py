@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -13,12 +14,14 @@ from ptglab import stopping
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_block_and_is_put_back(number):
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(stopping.Stopped, match=f"^{stopping.LINE}$") as caught, stopping.stoppable():
         os.kill(os.getpid(), number)
-        signal.pause()
+        time.sleep(5)
     assert caught.value._render_traceback_() == [stopping.LINE] and caught.value.__suppress_context__
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    signal.signal(signal.SIGINT, ignored)
 
 
 def test_other_ends_of_a_block_are_left_alone():

@@ -85,6 +85,7 @@ def test_limits_hold_every_mean_and_deviation(results):
     found = tables.by_rate(tables.experiments(tables.arms(results)), "accuracy_last", "uniform")[1]
     low, high = tables.span([found, found])
     assert 40 < low < 44 - 1 + 1e-9 and high > 79 + 1
+    assert tables.span([found[:0]]) == (0, 100)
 
 
 def test_what_nobody_knows_is_said(results):
