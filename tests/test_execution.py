@@ -215,8 +215,12 @@ def test_no_value_runs_in_a_kernel(tmp_path, monkeypatch):
     source = "".join(f"{name} = ''  # a text\n" for name in names)
     write_notebook(folder / "mine.ipynb", source + "epochs = 1  # whole\n")
     cells = json.loads((folder / "mine.ipynb").read_text())
+    cells["nbformat_minor"] = 4  # whose cells have no ids
+    cells["metadata"] = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
     cells["cells"].append({"cell_type": "code", "metadata": {}, "source": "import json, os\nprint(json.dumps(["
                            + ", ".join(names) + "]))\nprint(os.listdir())"})  # fmt: skip
+    for cell in cells["cells"][1:]:
+        cell |= {"outputs": [], "execution_count": None}
     (folder / "mine.ipynb").write_text(json.dumps(cells))
     given = execution.values("mine.ipynb", [f"{n}={value}" for n, value in zip(names, HOSTILE, strict=True)])
     execution.execute("mine.ipynb", folder / "out.ipynb", given)

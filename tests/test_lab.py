@@ -46,10 +46,11 @@ def server(tmp_path, monkeypatch):
             [sys.executable, "-m", "jupyter_server", *words], cwd=tmp_path, stdout=log, stderr=log
         )
     try:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 240
         while not (files := list((tmp_path / "RUNTIME_DIR").glob("jpserver-*.json"))) and time.monotonic() < end:
             assert server.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.2)
+        assert files, (tmp_path / "log").read_text()
         yield json.loads(files[0].read_text())
     finally:
         server.terminate()
