@@ -12,6 +12,11 @@ class InputError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
+def shown(text: object) -> str:
+    """Return `text` on one line, for a message: what cannot be printed is escaped, as in `\\n`."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1].replace("udc", "x") for c in str(text))
+
+
 def one_of(kind: str, name: str, choices: Iterable[str]) -> str:
     """Return `name` if it is one of `choices`.
 
@@ -22,4 +27,4 @@ def one_of(kind: str, name: str, choices: Iterable[str]) -> str:
         return name
     near = get_close_matches(str(name), choices, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    raise InputError(f"unknown {kind} '{name}': {hint}there are {', '.join(choices) or 'none'}")
+    raise InputError(f"unknown {kind} '{shown(name)}': {hint}there are {', '.join(choices) or 'none'}")

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from ptglab.errors import InputError, one_of
+from ptglab.errors import InputError, one_of, shown
 from ptglab.files import GO_ON, REFUSALS
 
 
@@ -142,7 +142,7 @@ def values(notebook: str, given: Iterable[str]) -> dict:
     for text in given:
         name, equals, value = text.partition("=")
         if not equals:
-            raise InputError(f"'{text}' is no parameter: write it as NAME=VALUE")
+            raise InputError(f"'{shown(text)}' is no parameter: write it as NAME=VALUE")
         kind = type(declared.get(name, ""))
         try:
             values[name] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)

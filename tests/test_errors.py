@@ -41,3 +41,11 @@ def test_input_error_is_a_value_error():
     """So that a notebook user's `except ValueError` catches it."""
     with pytest.raises(ValueError, match="unknown"):
         one_of("method", "x", ["y"])
+
+
+def test_what_cannot_be_printed_is_escaped():
+    """A message stays one line, and does nothing to a terminal."""
+    name = "a\nb\x1b[31m\x1e\u2028\x85\udcff猫"
+    with pytest.raises(InputError) as caught:
+        one_of("thing", name, ["cat"])
+    assert str(caught.value) == r"unknown thing 'a\nb\x1b[31m\x1e\u2028\x85\xff猫': there are cat"
