@@ -16,7 +16,7 @@ import torch
 from bad_inputs import parquet, plain
 from PIL import Image
 
-from ptglab import backbones, data, execution, runs
+from ptglab import backbones, checkpoints, data, execution, runs
 from ptglab.errors import InputError
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
@@ -73,8 +73,10 @@ def grow_array(path: Path):
 
 
 def load_checkpoint(path: Path):
+    """A damaged one is put aside, and training begins anew."""
     network = torch.nn.Linear(1, 1)
-    runs.load_checkpoint(path, torch.optim.SGD(network.parameters(), lr=1), network=network)
+    if not checkpoints.load(path, torch.optim.SGD(network.parameters(), lr=1), network=network):
+        raise InputError("nothing was loaded")
 
 
 READERS = {
