@@ -96,7 +96,7 @@ def execute(notebook: str, out: Path, values: dict) -> None:
     literal = [path.replace("{", "{{").replace("}", "}}") for path in (source, str(running))]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="ptglab-") as sockets:
+        with tempfile.TemporaryDirectory(prefix="ptglab-", dir=_near()) as sockets:
             papermill.execute_notebook(
                 *literal, values, kernel_name="python3", progress_bar=False,
                 stdout_file=sys.stdout, stderr_file=sys.stderr,
@@ -124,6 +124,11 @@ def execute(notebook: str, out: Path, values: dict) -> None:
     finally:
         with suppress(OSError):
             running.unlink()
+
+
+def _near() -> str | None:
+    """Return where sockets may lie, whose paths have 107 bytes at most; None for the usual temporary folder."""
+    return "/tmp" if len(os.fsencode(tempfile.gettempdir())) > 70 else None
 
 
 def _where(running: Path) -> str:

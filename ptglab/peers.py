@@ -19,10 +19,13 @@ def random_images(n: int, size: int = 32, channels: int = 3, seed: int = 0) -> T
 
 
 class TwoViews(Dataset):
-    """Two views of each image, one at a time, as a loader's workers make them; `as_pil` for peers that want it."""
+    """Two views of each image, one at a time, as a loader's workers make them; `as_pil` for peers that want it.
 
-    def __init__(self, images: Tensor, transform: Callable, as_pil: bool = False):
-        self.images, self.transform, self.as_pil = images, transform, as_pil
+    The second view is made by `second`, if that is another one.
+    """
+
+    def __init__(self, images: Tensor, transform: Callable, second: Callable | None = None, as_pil: bool = False):
+        self.images, self.transform, self.second, self.as_pil = images, transform, second or transform, as_pil
 
     def __len__(self) -> int:
         return len(self.images)
@@ -34,7 +37,7 @@ class TwoViews(Dataset):
 
             image = Image.fromarray(image.permute(1, 2, 0).numpy())
             return self.transform(image)
-        return [self.transform(image), self.transform(image)]
+        return [self.transform(image), self.second(image)]
 
 
 def loader(dataset: Dataset, batch_size: int) -> DataLoader:
@@ -44,11 +47,11 @@ def loader(dataset: Dataset, batch_size: int) -> DataLoader:
                       persistent_workers=True, pin_memory=pin)  # fmt: skip
 
 
-def torchvision_views(size: int) -> Callable[[Tensor], Tensor]:
-    """Return the recipe of preset simclr, image by image, in torchvision's transforms v2."""
+def torchvision_views(size: int, recipe: augment.Recipe | None = None) -> Callable[[Tensor], Tensor]:
+    """Return `recipe`, by default that of preset simclr, image by image, in torchvision's transforms v2."""
     from torchvision.transforms import v2
 
-    r = augment.preset("simclr")[0]
+    r = recipe or augment.preset("simclr")[0]
     jitter = v2.ColorJitter(r.brightness, r.contrast, r.saturation, r.hue)
     return v2.Compose([
         v2.RandomResizedCrop(size, r.crop_scale, r.crop_ratio, antialias=False),
@@ -56,6 +59,7 @@ def torchvision_views(size: int) -> Callable[[Tensor], Tensor]:
         v2.RandomApply([jitter], r.jitter),
         v2.RandomGrayscale(r.grey),
         v2.RandomApply([v2.GaussianBlur(3, r.blur_sigma)], r.blur),
+        v2.RandomSolarize(128, r.solarize),
         v2.ToDtype(torch.float32, scale=True),
     ])  # fmt: skip
 
@@ -81,9 +85,11 @@ def run_epoch(*options) -> None:
 
 
 @cache  # a process keeps the network and the loader for its next epoch
-def epoch(peer: str, n: int, size: int, width: int, batch_size: int, place: engine.Place) -> Callable[[], None]:
+def epoch(
+    peer: str, n: int, size: int, width: int, batch_size: int, place: engine.Place, method: str = "simclr"
+) -> Callable[[], None]:
     """Return a function that trains an epoch in the peer's way; see `speed.ssl_epoch`."""
-    images, spec = random_images(n, size), pretrain.METHODS["simclr"]
+    images, spec = random_images(n, size), pretrain.METHODS[method]
     backbone = backbones.build("resnet18", width, images, 0)
     projector = backbones.projector(backbone.num_features, spec.hidden, spec.out, spec.layers, 0)
     model = nn.Sequential(backbone, projector).to(place.device)
@@ -95,7 +101,8 @@ def epoch(peer: str, n: int, size: int, width: int, batch_size: int, place: engi
         criterion = NTXentLoss(**spec.options)
         forward = lambda views: [model(view.to(place.device, non_blocking=True)) for view in views]  # noqa: E731
     else:
-        batches, model = loader(TwoViews(images, torchvision_views(size)), batch_size), place.put(model)
+        made = [torchvision_views(size, recipe) for recipe in augment.preset(spec.views)]
+        batches, model = loader(TwoViews(images, *made), batch_size), place.put(model)
         criterion = partial(spec.loss, **spec.options)
         compiled = place.compiled(engine.forward, EPOCHS * len(batches))
         forward = lambda views: compiled(model, place.batch(torch.cat(views))).chunk(2)  # noqa: E731

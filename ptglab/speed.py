@@ -77,22 +77,28 @@ def augmentation(peer: str, n: int, size: int = 32, batch_size: int = 512) -> Co
 
 
 def ssl_epoch(
-    peer: str, n: int, size: int = 32, width: int = 16, batch_size: int = 256, place: engine.Place | None = None
+    peer: str,
+    n: int,
+    size: int = 32,
+    width: int = 16,
+    batch_size: int = 256,
+    place: engine.Place | None = None,
+    method: str = "simclr",
 ) -> Comparison:
-    """One epoch of SimCLR by `pretrain.train`, and the same network in the peer's loop, fed by a loader.
+    """One epoch of `method` by `pretrain.train`, and the same network in the peer's loop, fed by a loader.
 
-    lightly: its transform and its loss, a forward a view, the default memory format, in a process of its own, as it is
-    without ptglab. torchvision: transforms v2, and the rest as ours, so that only the feeding differs.
+    lightly: SimCLR only, its transform and its loss, a forward a view, the default memory format, in a process of its
+    own, as it is without ptglab. torchvision: transforms v2, and the rest as ours, so that only the feeding differs.
     """
     place, images = place or engine.place(), peers.random_images(n, size)
     batch_size = min(batch_size, n // engine.threads())
     backbone = backbones.build("resnet18", width, images, 0)
-    ours = pretrain.train(backbone, images, "simclr", epochs=peers.EPOCHS, batch_size=batch_size, place=place)
-    options = (peer, n, size, width, batch_size, place)
+    ours = pretrain.train(backbone, images, method, epochs=peers.EPOCHS, batch_size=batch_size, place=place)
+    options = (peer, n, size, width, batch_size, place, method)
     alone = ProcessPoolExecutor(1, get_context("spawn"))
     there = {"torchvision": lambda: peers.run_epoch(*options),
              "lightly": lambda: alone.submit(peers.run_epoch, *options).result()}  # fmt: skip
-    return Comparison(f"SimCLR epoch, {n:,} images of {size} pixels, width {width}", lambda: next(ours), there[peer])
+    return Comparison(f"{method} epoch, {n:,} images of {size} pixels, width {width}", lambda: next(ours), there[peer])
 
 
 def confident_learning(n: int, k: int) -> Comparison:

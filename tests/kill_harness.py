@@ -28,12 +28,12 @@ from ptglab import execution, finetune, label_errors, noise, predict, pretrain, 
 
 TIMES = ["seconds", "images_per_second", "seconds_pretrain", "seconds_finetune", "seconds_detect", "commit"]
 TINY = {"subset": 128, "width": 2, "batch_size": 32}
-PRETRAIN = {"data_run": "", "epochs": 6, "projection": 16, **TINY}
-SCRATCH = {"epochs": 6, "epochs_fold": 2, **TINY}
+PRETRAIN = {"data_run": "", "epochs": 40, "projection": 16, **TINY}
+SCRATCH = {"epochs": 40, "epochs_fold": 5, **TINY}
 SMALL_SWEEP = {
     "title": "two cells",
-    "stages": {"simclr": {"notebook": "02_pretrain", "parameters": PRETRAIN | {"epochs": 3}}},
-    "grids": [{"notebook": "09_one_experiment", "parameters": {"init": "simclr", "mode": "linear", "epochs": 3,
+    "stages": {"simclr": {"notebook": "02_pretrain", "parameters": PRETRAIN}},
+    "grids": [{"notebook": "09_one_experiment", "parameters": {"init": "simclr", "mode": "linear", "epochs": 20,
                "pretrain_run": "@simclr", "subset": 128, "batch_size": 32}}],
 }  # fmt: skip
 
@@ -94,7 +94,7 @@ def kinds(folder: Path) -> dict:
     before = folder / "before"
     if not (before / "done").exists():
         assert ended(begin_notebook("02_pretrain", PRETRAIN, before)) == 0, before.with_suffix(".log").read_text()
-    linear = {"init": "simclr", "mode": "linear", "pretrain_run": str(before), "epochs": 40, "subset": 128,
+    linear = {"init": "simclr", "mode": "linear", "pretrain_run": str(before), "epochs": 150, "subset": 128,
               "batch_size": 16}  # fmt: skip
     return {
         "pre-train (02)": lambda out: begin_notebook("02_pretrain", PRETRAIN, out),

@@ -397,3 +397,18 @@ def test_a_file_too_large_is_not_opened(tmp_path, monkeypatch, as_bytes):
     sources = (contents, ["a.png", "b.png"], io.BytesIO) if as_bytes else (paths, ["a.png", "b.png"], lambda path: path)
     _, kept, unreadable, _ = module.decode(*sources, None)
     assert kept == [0] and unreadable == [("b.png", f"{len(contents[1]):,} bytes are more than 1,000")]
+
+
+@pytest.mark.parametrize(
+    ("maximum", "current", "free"), [("max", "5", 4096), ("3000", "1000", 2000), ("9999999", "0", 4096)]
+)
+def test_free_memory_is_the_machines_or_the_control_groups(tmp_path, monkeypatch, maximum, current, free):
+    (tmp_path / "meminfo").write_text("MemTotal:  9 kB\nMemAvailable:  4 kB\n")
+    (tmp_path / "memory.max").write_text(f"{maximum}\n")
+    (tmp_path / "memory.current").write_text(f"{current}\n")
+    monkeypatch.setattr(module, "MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(module, "GROUP", tmp_path)
+    assert module.free_memory() == free
+    monkeypatch.setattr(module, "MEMORY", tmp_path / "none")
+    monkeypatch.setattr(module, "GROUP", tmp_path / "none")
+    assert module.free_memory() == float("inf")

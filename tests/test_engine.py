@@ -419,3 +419,37 @@ def test_freed_memory_serves_the_next_array():
         for how in ("placed", "as it is")
     ]
     assert pages[0] < 0.8 * pages[1]
+
+
+# ---- memory that is too small
+
+
+def memory_of(most: int, seen: list):
+    """Return a function that doubles its rows, on a device that holds `most` of them."""
+
+    def double(x, *others):
+        seen.append(len(x))
+        if len(x) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 2 * x
+
+    return double
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(9, [9]), (5, [9, 5, 4]), (3, [9, 5, 3, 2, 4, 2, 2])])
+def test_what_memory_does_not_hold_is_computed_in_parts(most, sizes):
+    x, seen = torch.arange(9.0), []
+    assert torch.equal(engine.in_parts(memory_of(most, seen), x), 2 * x) and seen == sizes
+
+
+def test_a_row_that_memory_does_not_hold_is_torchs_error():
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.in_parts(memory_of(0, []), torch.zeros(4))
+
+
+def test_the_batch_that_fits_is_named():
+    seen = []
+    assert engine.within_memory(memory_of(8, seen), torch.zeros(8), torch.zeros(8)).shape == (8,) and seen == [8]
+    for most, mend in [(8, "batch_size=8 fits"), (31, "batch_size=16 fits"), (1, "not even two rows fit")]:
+        with pytest.raises(InputError, match=f"too small for a batch of 32, .*: {mend}"):
+            engine.within_memory(memory_of(most, []), torch.zeros(32), torch.zeros(32))

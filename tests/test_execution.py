@@ -304,3 +304,15 @@ def test_a_cells_process_starts_without_torch_and_papermill(module, loaded):
     """And the test would see it: another module does load torch."""
     done = subprocess.run([sys.executable, "-c", LOADED.format(module)], capture_output=True, text=True, check=True)
     assert set(loaded) <= set(done.stdout.split()) and bool(done.stdout.split()) == bool(loaded)
+
+
+def test_sockets_lie_where_their_paths_are_short_enough(tmp_path, notebook, monkeypatch):
+    """Outside the working folder, in which a killed kernel would leave them."""
+    given = []
+    monkeypatch.setattr(papermill, "execute_notebook", lambda source, out, values, **options: (
+        given.append(options["config"]["KernelManager"]["ip"]), Path(out).write_text("")))  # fmt: skip
+    for folder in (tmp_path, tmp_path / ("long" * 25)):
+        folder.mkdir(exist_ok=True)
+        monkeypatch.setattr(execution.tempfile, "tempdir", str(folder))
+        execution.execute(notebook, tmp_path / "out" / "a.ipynb", {})
+    assert all(len(path) < 100 and not Path(path).parent.exists() for path in given) and given[1].startswith("/tmp/")
