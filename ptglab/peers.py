@@ -41,10 +41,14 @@ class TwoViews(Dataset):
 
 
 def loader(dataset: Dataset, batch_size: int) -> DataLoader:
-    """Return a loader with a worker a core, which live on between epochs."""
-    pin = torch.cuda.is_available()
+    """Return a loader with a worker a core, which live on between epochs.
+
+    Beside a GPU workers are not forked: one that inherits the threads of a process that computed may never end.
+    """
+    on_gpu = torch.cuda.is_available()
     return DataLoader(dataset, batch_size, shuffle=True, drop_last=True, num_workers=engine.threads(),
-                      persistent_workers=True, pin_memory=pin)  # fmt: skip
+                      persistent_workers=True, pin_memory=on_gpu,
+                      multiprocessing_context="spawn" if on_gpu else None)  # fmt: skip
 
 
 def torchvision_views(size: int, recipe: augment.Recipe | None = None) -> Callable[[Tensor], Tensor]:
