@@ -207,16 +207,18 @@ def cross_fit(
     seed: int = 0,
     place: engine.Place | None = None,
     trusted: np.ndarray | None = None,
+    checkpoint: str | Path | None = None,
     **options,
 ) -> Iterator[dict]:
     """Train a network a fold on the rows of the other folds, and fill `probs`; yield one record an epoch.
 
     start: returns a new (backbone, head) for every fold. probs: float32 [N, K], filled with probabilities no row's
     label had a part in. trusted: bool [N], the rows that are trained on, by default all. options: those of `train`,
-    without checkpoint, history, score and validation, which belong to one network and are refused with an InputError.
+    without history, score and validation, which belong to one network and are refused with an InputError. With
+    `checkpoint`, every fold keeps its state beside it, and an unfinished run goes on from there.
     Records are `train`'s, with the fold; `epoch` counts through.
     """
-    if refused := sorted({"checkpoint", "history", "score", "validation"} & options.keys()):
+    if refused := sorted({"history", "score", "validation"} & options.keys()):
         raise InputError(f"cross_fit trains a network a fold: it takes no {', '.join(refused)}")
     place = place or engine.place()
     fold = engine.folds(labels_given, folds, seed)
@@ -233,6 +235,7 @@ def cross_fit(
             seed=seed,
             place=place,
             validation=0,
+            checkpoint=checkpoint and Path(checkpoint).with_name(f"fold{k}-{Path(checkpoint).name}"),
             **options,
         )
         for record in steps:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ptglab import checkpoints, files
 from ptglab.errors import InputError, one_of
 from ptglab.files import write
+from ptglab.folders import inert
 from ptglab.stopping import stoppable
 
 RESULT_COLUMNS = [
@@ -88,7 +89,8 @@ class Run:
     def finish(self) -> None:
         """Mark the run finished and drop its checkpoints."""
         write(self.path / "done", lambda path: path.write_text("finished\n"))
-        checkpoints.drop(self.checkpoint)
+        for path in self.path.glob(f"*{self.checkpoint.name}"):
+            checkpoints.drop(path)
 
     @property
     def checkpoint(self) -> Path:
@@ -230,8 +232,8 @@ class Run:
             raise InputError(f"no results in {self.path}: execute the notebook that makes them first") from None
 
     def save_table(self, name: str, table: pd.DataFrame) -> None:
-        """Write `name.csv`."""
-        write(self.path / f"{name}.csv", lambda path: table.to_csv(path, index=False))
+        """Write `name.csv`, no text of it a formula to a spreadsheet; see `folders.inert`."""
+        write_table(self.path / f"{name}.csv", table)
 
     def save_figure(self, name: str, figure, drawn_from: pd.DataFrame | None = None) -> None:
         """Write a matplotlib figure as `figures/name.png`, and the figures it was drawn from as `figures/name.csv`."""
@@ -240,7 +242,14 @@ class Run:
         path = self.path / "figures" / f"{name}.png"
         write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight"))
         if drawn_from is not None:
-            write(path.with_suffix(".csv"), lambda temporary: drawn_from.to_csv(temporary, index=False))
+            write_table(path.with_suffix(".csv"), drawn_from)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table without its index, its texts `folders.inert`."""
+    texts = table.select_dtypes(exclude="number").columns
+    safe = table.assign(**{c: [inert(v) if isinstance(v, str) else v for v in table[c]] for c in texts})
+    write(path, lambda temporary: safe.to_csv(temporary, index=False))
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -1,12 +1,13 @@
 """Whatever is in a folder: one clear line, or every image that can be read, with its own label and pixels."""
 
 import os
+from functools import partial
 
 import numpy as np
 import pytest
 from bad_inputs import CASES, CLASSES, colour, label
 
-from ptglab import data
+from ptglab import data, decode
 from ptglab.errors import InputError
 
 LARGEST = 48
@@ -19,7 +20,10 @@ def assert_shown(text):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: ascii(case.name)[1:-1][:60])
-def test_bad_input(case, tmp_path, capfd):
+def test_bad_input(case, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(
+        decode, "tqdm", partial(decode.tqdm, disable=True)
+    )  # a bar shows what is slow, as on a busy machine
     source, labels = case.build(tmp_path)
     if case.expected == "refused":
         with pytest.raises(InputError) as caught:

@@ -620,6 +620,27 @@ def test_cross_fit_predicts_each_row_by_a_network_that_never_saw_its_label(cpu, 
     assert sorted(sum(predicted.values(), [])) == list(range(len(x)))
 
 
+@pytest.mark.parametrize("stopped", [1, 3, 4, 6])
+def test_folds_that_were_interrupted_go_on_where_they_were(cpu, tmp_path, stopped):
+    """Before a fold's last epoch, after it and at the end: no epoch is trained twice, and the result is the same."""
+    x, labels, _ = small()
+    found, trained = [np.full((83, 4), np.nan, np.float32) for _ in range(2)], []
+    options = dict(mode="linear", epochs=3, batch_size=16, place=cpu)
+
+    def start() -> tuple[nn.Module, nn.Module]:
+        return nn.Identity(), backbones.head(16, 4)
+
+    list(finetune.cross_fit(start, x, labels, found[0], **options))
+    for most in (stopped, 7):
+        steps = finetune.cross_fit(start, x, labels, found[1], checkpoint=tmp_path / "c.safetensors", **options)
+        for number, record in enumerate(steps, 1):
+            trained.append(record["epoch"])
+            if number == most:  # whose epoch is recorded, and not yet kept
+                break
+    assert trained == [*range(1, stopped + 1), *range(stopped, 7)]
+    np.testing.assert_array_equal(found[1], found[0])
+
+
 def test_cross_fit_of_random_labels_is_at_chance(cpu):
     """600 dimensions memorise the labels of 300 rows, a head of its own each half; out of fold that is no help."""
     draws = np.random.default_rng(0)
@@ -635,9 +656,7 @@ def test_cross_fit_of_random_labels_is_at_chance(cpu):
     assert abs((probs.argmax(1) == labels).mean() - 0.2) < 0.07  # three standard deviations
 
 
-@pytest.mark.parametrize(
-    "option", [{"checkpoint": "c"}, {"history": np.zeros((1, 83))}, {"validation": 0.1}, {"score": np.zeros(83)}]
-)
+@pytest.mark.parametrize("option", [{"history": np.zeros((1, 83))}, {"validation": 0.1}, {"score": np.zeros(83)}])
 def test_cross_fit_refuses_what_belongs_to_one_network(cpu, option):
     x, labels, _ = small()
     probs, options = np.zeros((83, 4), np.float32), dict(mode="linear", epochs=1, place=cpu)

@@ -329,15 +329,23 @@ def test_a_table_comes_back_as_it_was(run):
     pd.testing.assert_frame_equal(back, table.reset_index(drop=True), check_exact=True)
 
 
-def test_a_table_that_cannot_be_written_leaves_the_one_before(run):
-    class Torn(pd.DataFrame):
-        def to_csv(self, path, **options):
-            path.write_text("epoch,accu")
-            raise OSError(28, "No space left on device")
+def test_no_text_of_a_table_is_a_formula(run):
+    """A folder of images may have any name; it is in the results."""
+    run.save_results([{"dataset": "=HYPERLINK(1)", "seed": 1, "noise": "uniform"}])
+    run.save_table("curves", pd.DataFrame({"name": ["@x", "a", None, -1.5], "rate": [-0.5, 1, 2, 3]}))
+    assert run.results()["dataset"].tolist() == ["'=HYPERLINK(1)"] and run.results()["noise"].tolist() == ["uniform"]
+    assert (run.path / "curves.csv").read_text() == "name,rate\n'@x,-0.5\na,1.0\n,2.0\n-1.5,3.0\n"
+
+
+def test_a_table_that_cannot_be_written_leaves_the_one_before(run, monkeypatch):
+    def torn(table, path, **options):
+        path.write_text("epoch,accu")
+        raise OSError(28, "No space left on device")
 
     run.save_table("curves", pd.DataFrame({"epoch": [1]}))
+    monkeypatch.setattr(pd.DataFrame, "to_csv", torn)
     with pytest.raises(InputError, match=f"cannot write {run.path}: the disk is full"):
-        run.save_table("curves", Torn({"epoch": [2]}))
+        run.save_table("curves", pd.DataFrame({"epoch": [2]}))
     assert (run.path / "curves.csv").read_text() == "epoch\n1\n"
     assert sorted(p.name for p in run.path.iterdir()) == [".lock", "curves.csv", "environment.json", "params.json"]
 
