@@ -1,25 +1,12 @@
 """JupyterLab as `make lab` starts it: for this machine only, and for nobody without the token."""
 
-import json
 import re
-import shlex
 import socket
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
-
-MAKEFILE = (Path(__file__).parents[1] / "Makefile").read_text()
-
-
-def flags() -> list[str]:
-    """Return the words that the Makefile starts JupyterLab with."""
-    [line] = re.findall(r"^LAB := (.*)$", MAKEFILE, re.MULTILINE)
-    return shlex.split(line)
+from lab_server import MAKEFILE, flags, serving
 
 
 def test_make_lab_uses_the_flags_and_nothing_that_opens_a_door():
@@ -32,34 +19,15 @@ def test_make_lab_uses_the_flags_and_nothing_that_opens_a_door():
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def server(tmp_path):
     """Yield what JupyterLab's server, with those flags and on a port of its own, says of itself."""
-    for name in ("CONFIG_DIR", "RUNTIME_DIR", "DATA_DIR"):
-        monkeypatch.setenv(f"JUPYTER_{name}", str(tmp_path / name))
-    monkeypatch.delenv("JUPYTER_TOKEN", raising=False)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = [*flags(), f"--port={port}", "--no-browser", "--allow-root", "--ServerApp.port_retries=0"]
-    with open(tmp_path / "log", "w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "jupyter_server", *words], cwd=tmp_path, stdout=log, stderr=log
-        )
-    try:
-        end = time.monotonic() + 240
-        while not (files := list((tmp_path / "RUNTIME_DIR").glob("jpserver-*.json"))) and time.monotonic() < end:
-            assert server.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.2)
-        assert files, (tmp_path / "log").read_text()
-        yield json.loads(files[0].read_text())
-    finally:
-        server.terminate()
-        server.wait(30)
+    with serving(tmp_path, tmp_path) as told:
+        yield told
 
 
 def status(address: str, **headers) -> int:
     try:
-        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=30) as answer:
+        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=120) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code

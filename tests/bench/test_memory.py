@@ -5,11 +5,14 @@
 Features and images lie in files that are mapped, as an audit leaves them. Neighbours are left out: they cost N squared.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 N, MOST = 1_000_000, 4e9  # bytes that are resident at most
@@ -83,3 +86,37 @@ def test_a_million_images_take_less_than_4_gb(tmp_path, capsys):
         assert sum(1 for _ in file) == N + 1
     assert max(row["peak"] for row in told.values()) < MOST
     assert all(row["precision"] > 0.5 and row["recall"] > 0.8 for row in told.values() if "precision" in row)
+
+
+GB = 1e9
+CEILINGS = {  # of the resident memory of a command and all its processes together, on the embedded digits
+    "doctor": (1.5 * GB, ["doctor"]),
+    "doctor --determinism": (2.5 * GB, ["doctor", "--determinism"]),
+    "audit": (3 * GB, ["audit", "digits", "--out", "audit"]),
+    "run": (3 * GB, ["run", "02_pretrain", "02.ipynb", "-p", "data_run=", "-p", "epochs=3"]),
+    "sweep": (4 * GB, ["sweep", "smoke", "--out", "sweep", "--jobs", "1"]),
+    "demo": (3 * GB, ["demo", "--out", "demo"]),
+}
+
+
+def peak_of(command: list[str], folder: Path) -> float:
+    """Run `ptglab` with arguments in `folder`; return the largest sum of resident bytes of it and all below it."""
+    code = "import sys; from ptglab.cli import main; sys.argv[0] = 'ptglab'; main()"
+    process, peak = subprocess.Popen([sys.executable, "-c", code, *command], cwd=folder, stdout=subprocess.DEVNULL), 0.0
+    root = psutil.Process(process.pid)
+    while process.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            peak = max(peak, sum(p.memory_info().rss for p in [root, *root.children(recursive=True)]))
+        time.sleep(0.05)
+    assert process.returncode == 0
+    return peak
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("name", CEILINGS)
+def test_commands_stay_below_their_ceilings(name, tmp_path, capsys):
+    most, command = CEILINGS[name]
+    peak = peak_of(command, tmp_path)
+    with capsys.disabled():
+        print(f"\nptglab {name}: {peak / GB:.2f} GB at the peak, {most / GB:.1f} GB allowed")
+    assert peak < most
