@@ -16,10 +16,11 @@ DISK = ["files", "tensors", "checkpoints"]  # each uses those before it
 FOUNDATIONS = {"errors", "execution", "neighbours", "decode", "folders", "listed", "parquet", "suspects", "tables"}
 FOUNDATIONS |= {"stopping", *DISK}
 DETECTION = ["confident", "noise_rate", "feature_detectors", "planted", "label_errors"]  # each uses those before it
-LEAVES = {"data", "noise", "augment", "backbones", "losses", "optim", "metrics", "figures", "runs"}
+LEAVES = {"data", "noise", "augment", "backbones", "losses", "optim", "metrics", "figures", "runs", "live"}
 LEAVES |= {"oddities", *DETECTION}
 LOOPS = {"pretrain", "finetune", "predict", "patches"}
 ROOMS = {"board", "recipes", "review", "spec", "sweep", "peers", "speed", "audit", "exports", "determinism"}
+ROOMS |= {"explorer"}
 MAY_IMPORT = {
     "__init__": set(),
     "errors": set(),
@@ -35,6 +36,8 @@ MAY_IMPORT = {
     **dict.fromkeys(LEAVES, FOUNDATIONS),
     **{module: FOUNDATIONS | set(DETECTION[:i]) for i, module in enumerate(DETECTION)},
     "oddities": {"neighbours"},
+    "live": {"figures"},
+    "runs": FOUNDATIONS | {"live"},
     "engine": FOUNDATIONS | LEAVES,
     **dict.fromkeys(LOOPS, FOUNDATIONS | LEAVES | {"engine"}),
     **dict.fromkeys(ROOMS, FOUNDATIONS | LEAVES | {"engine"} | LOOPS),
@@ -46,7 +49,7 @@ MAY_IMPORT = {
     "cli": FOUNDATIONS | LEAVES | {"engine"} | LOOPS | ROOMS | {"__version__"},
 }
 HEAVY = {"papermill", "jupyter", "jupyterlab", "jupyter_client", "jupyter_core", "notebook", "ipykernel", "ipywidgets",
-         "IPython", "umap", "seaborn", "dask", "distributed", "nbformat", "nbclient", "nbconvert"}  # fmt: skip
+         "IPython", "plotly", "umap", "seaborn", "dask", "distributed", "nbformat", "nbclient", "nbconvert"}  # fmt: skip
 GENERATORS = {"default_rng", "Generator", "SeedSequence", "PCG64"}  # of np.random; the rest is global state
 TORCH_DRAWS = {"rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal"}
 BLIND = {*DETECTION, "suspects", "predict", "finetune", "pretrain", "losses", "engine"}  # they never see the truth
