@@ -70,7 +70,7 @@ class Corrections:
                 return decision
         except (UnicodeDecodeError, ValueError, TypeError, csv.Error):
             pass
-        raise InputError(f"line {number} of {self.path} is no decision of this notebook: mend it, or move the file away")
+        raise InputError(f"line {number} of {self.path} is no decision: mend that line, or move the file away")
 
     def _keep(self, decision: Decision) -> None:
         self.rows.append(decision)
@@ -139,7 +139,7 @@ class Corrections:
                     raise
 
     def _changed(self) -> InputError:
-        return InputError(f"{self.path} was changed by somebody else: run the cell again, it goes on from what is there")
+        return InputError(f"{self.path} was changed from elsewhere: run the cell again, it goes on from there")
 
     def applied(
         self, rows: Mapping[str, int], labels: np.ndarray, class_names: list[str]

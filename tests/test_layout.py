@@ -14,13 +14,13 @@ every_module = pytest.mark.parametrize("module", SOURCES)
 
 DISK = ["files", "tensors", "checkpoints"]  # each uses those before it
 FOUNDATIONS = {"errors", "execution", "neighbours", "decode", "folders", "listed", "parquet", "suspects", "tables"}
-FOUNDATIONS |= {"stopping", *DISK}
+FOUNDATIONS |= {"stopping", "corrections", *DISK}
 DETECTION = ["confident", "noise_rate", "feature_detectors", "planted", "label_errors"]  # each uses those before it
 LEAVES = {"data", "noise", "augment", "backbones", "losses", "optim", "metrics", "figures", "runs", "live"}
 LEAVES |= {"oddities", *DETECTION}
 LOOPS = {"pretrain", "finetune", "predict", "patches"}
 ROOMS = {"board", "recipes", "review", "spec", "sweep", "peers", "speed", "audit", "exports", "determinism"}
-ROOMS |= {"explorer"}
+ROOMS |= {"explorer", "findings", "panel"}
 MAY_IMPORT = {
     "__init__": set(),
     "errors": set(),
@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "stopping": {"files"},
     "execution": {"errors", "files"},
     "tables": set(),
+    "corrections": {"errors", "files", "folders"},
     "folders": {"errors", "decode"},
     "listed": {"errors", "decode", "folders"},
     "parquet": {"errors", "folders"},
@@ -46,10 +47,14 @@ MAY_IMPORT = {
     "sweep": FOUNDATIONS | LEAVES | {"engine", "spec"},
     "board": {"spec", "sweep"},
     "exports": FOUNDATIONS | LEAVES | {"__version__"},
+    "findings": FOUNDATIONS | LEAVES | {"engine", "audit", "exports"} | LOOPS,
+    "panel": FOUNDATIONS | LEAVES | {"exports"},
+    "review": FOUNDATIONS | LEAVES | {"exports", "findings", "panel"},
     "cli": FOUNDATIONS | LEAVES | {"engine"} | LOOPS | ROOMS | {"__version__"},
 }
 HEAVY = {"papermill", "jupyter", "jupyterlab", "jupyter_client", "jupyter_core", "notebook", "ipykernel", "ipywidgets",
-         "IPython", "plotly", "umap", "seaborn", "dask", "distributed", "nbformat", "nbclient", "nbconvert"}  # fmt: skip
+         "IPython", "plotly", "umap", "seaborn", "dask", "distributed", "nbformat", "nbclient", "nbconvert",
+         "anywidget"}  # fmt: skip
 GENERATORS = {"default_rng", "Generator", "SeedSequence", "PCG64"}  # of np.random; the rest is global state
 TORCH_DRAWS = {"rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal"}
 BLIND = {*DETECTION, "suspects", "predict", "finetune", "pretrain", "losses", "engine"}  # they never see the truth

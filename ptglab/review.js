@@ -1,0 +1,93 @@
+// A page of thumbnails, and the keys of the box around it. Whatever comes from data is set as text, never as HTML.
+const SEEN = "ptglab-review";
+
+function card(content, place, send) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "ptglab-card";
+  const picture = document.createElement("img");
+  picture.src = content.picture;
+  picture.alt = content.alt;
+  picture.classList.toggle("ptglab-crisp", content.crisp);
+  const labels = document.createElement("span");
+  labels.textContent = content.text;
+  const mark = document.createElement("span");
+  mark.className = "ptglab-mark";
+  button.append(picture, labels, mark);
+  button.addEventListener("click", () => send({ go: place }));
+  return button;
+}
+
+function render({ model, el }) {
+  const end = new AbortController();
+  const page = document.createElement("div");
+  page.className = "ptglab-page";
+  page.setAttribute("role", "group");
+  page.setAttribute("aria-label", "Suspects of this page");
+  el.append(page);
+  // The row on the screen goes along: a key that was pressed for an earlier picture decides nothing.
+  const send = (content) => model.send({ ...content, row: model.get("row") });
+  const marked = () => {
+    const [marks, place] = [model.get("marks"), model.get("place")];
+    [...page.children].forEach((button, i) => {
+      button.querySelector(".ptglab-mark").textContent = marks[i] ?? "";
+      button.classList.toggle("ptglab-decided", Boolean(marks[i]));
+      if (i === place) button.setAttribute("aria-current", "true");
+      else button.removeAttribute("aria-current");
+    });
+  };
+  const filled = () => {
+    page.replaceChildren(...model.get("cards").map((content, i) => card(content, i, send)));
+    marked();
+  };
+  const changes = [["change:cards", filled], ["change:marks", marked], ["change:place", marked]];
+  for (const [name, act] of changes) model.on(name, act);
+  filled();
+
+  const box = () => el.closest(`.${SEEN}`);
+  const prepare = () => {
+    if (end.signal.aborted) return;
+    const around = box();
+    if (!around) return void requestAnimationFrame(prepare);
+    around.tabIndex = 0;
+    around.setAttribute("role", "region");
+    around.setAttribute("aria-label", "Review of suspects; keys work in here");
+    around.dataset.lmSuppressShortcuts = "true"; // JupyterLab's own keys: d twice would delete the cell
+  };
+  prepare();
+
+  const pressed = (event) => {
+    const [around, target] = [box(), event.target];
+    if (!around || !around.contains(target) || event.ctrlKey || event.metaKey || event.altKey) return;
+    const key = event.key === " " ? "space" : event.key.toLowerCase();
+    if (target.closest(".noUi-target, .widget-slider")) return;
+    if (target.closest("input, textarea, select, [contenteditable=true]")) {
+      if (key === "escape") around.focus({ preventScroll: true });
+      if (key !== "enter" || !target.closest(".ptglab-class")) return;
+      event.preventDefault();
+      around.focus({ preventScroll: true });
+      send({ key: "choose" });
+      return;
+    }
+    const itself = target.closest("button") && (key === "enter" || key === "space"); // a button's own keys
+    if (itself || !model.get("keys").includes(key)) return;
+    event.preventDefault();
+    if (key === "c") return void around.querySelector(".ptglab-class select")?.focus();
+    if (!event.repeat || key.startsWith("arrow")) send({ key });
+  };
+  // After a click with the mouse the keys are the box's again, not the button's.
+  const clicked = (event) => {
+    const around = box();
+    if (around && event.detail > 0 && around.contains(event.target) && event.target.closest("button")) {
+      around.focus({ preventScroll: true });
+    }
+  };
+  document.addEventListener("keydown", pressed, { signal: end.signal });
+  document.addEventListener("click", clicked, { signal: end.signal });
+  return () => {
+    end.abort();
+    for (const [name, act] of changes) model.off(name, act);
+  };
+}
+
+export default { render };
