@@ -45,7 +45,7 @@ nbval-story: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval-lax runs/nbval/story
 
 nbval-others: .venv/installed
-	mkdir -p runs/nbval/others && cp notebooks/0[569]_*.ipynb notebooks/1*_*.ipynb runs/nbval/others
+	mkdir -p runs/nbval/others && cp notebooks/0[5679]_*.ipynb notebooks/1*_*.ipynb runs/nbval/others
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval-lax runs/nbval/others
 
 bench: .venv/installed

@@ -46,7 +46,7 @@ def _page_widget() -> type:
         marks = traitlets.List().tag(sync=True)  # what was decided, a text a card
         place = traitlets.Int(0).tag(sync=True)  # of the card in hand
         row = traitlets.Int(-1).tag(sync=True)  # in hand
-        keys = traitlets.List().tag(sync=True)
+        wanted = traitlets.List().tag(sync=True)  # keys that do something
 
     return Page
 
@@ -60,7 +60,7 @@ class Panel:
         self.review, self._filling, self._shown = review, False, None
         keys = {key: name for name, (_, keys, _) in ACTIONS.items() for key in keys}
         self.keys = keys | dict.fromkeys(review.numbers, "number") | {"c": "list"}
-        self.page = _page_widget()(keys=list(self.keys))
+        self.page = _page_widget()(wanted=list(self.keys))
         self.page.on_msg(self._message)
         self.buttons = {name: self._button(name) for name in ACTIONS}
         html = {name: ipywidgets.HTML().add_class(f"ptglab-{name}")
@@ -180,7 +180,7 @@ class Panel:
                 self._say(review.apply())
             elif name == "train":
                 self._say("learning from both …")
-                self.html["result"].value = review.train().to_html(border=0)
+                self.html["result"].value = review.train().to_html(border=0, index_names=False)
                 self._say("learned from the given and from the mended labels: see below")
             else:
                 step = {"previous": -1, "next": 1, "previous-page": -review.size, "next-page": review.size}.get(name, 0)

@@ -70,7 +70,7 @@ function render({ model, el }) {
       return;
     }
     const itself = target.closest("button") && (key === "enter" || key === "space"); // a button's own keys
-    if (itself || !model.get("keys").includes(key)) return;
+    if (itself || !model.get("wanted").includes(key)) return;
     event.preventDefault();
     if (key === "c") return void around.querySelector(".ptglab-class select")?.focus();
     if (!event.repeat || key.startsWith("arrow")) send({ key });
