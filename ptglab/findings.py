@@ -141,7 +141,7 @@ class Findings:
         kept = np.ones(len(labels), bool) if kept is None else kept
         features, labels = np.asarray(self.features)[kept], labels[kept]
         classes, seed = self.images.num_classes, self.params.get("seed", 0)
-        probs = predict.out_of_fold(features, labels, classes, seed=seed)
+        probs = predict.out_of_fold(features, labels, classes, repeats=4, seed=seed)
         predicted = probs.argmax(1)
         shares = {"agree": (predicted == labels).mean()}
         if self.images.labels_true is not None:

@@ -26,6 +26,7 @@ ACTIONS = {  # what the buttons and the keys do: (label of the button, keys, wha
     "apply": ("Apply", [], "Write the mended labels to mended.csv"),
     "train": ("Train again", [], "Learn from the mended labels, and compare with the given ones"),
 }  # fmt: skip
+DECIDING = {"keep", "suggest", "choose", "drop", "skip"}
 ROWS = [["keep", "suggest", "drop", "skip", "undo"], ["neighbours", "previous", "next"]]  # of buttons
 
 
@@ -123,8 +124,8 @@ class Panel:
         self._filling = True
         names, score = self.review.names, self.review.suspects.score
         pairs = [(f"{names[a]} → {names[b]} ({n:,})", (a, b)) for (a, b), n in self.review.pairs()]
-        self.filters["pair"].options = [("all", None), *pairs]
-        self.filters["pair"].value = self.review.pair if self.review.pair in [p for _, p in pairs] else None
+        self.filters["pair"].options = [("all", ()), *pairs]
+        self.filters["pair"].value = self.review.pair if self.review.pair in [p for _, p in pairs] else ()
         low, high = float(score.min()), float(score.max())
         slider = self.filters["range"]
         with slider.hold_trait_notifications():
@@ -141,7 +142,7 @@ class Panel:
                 slider = self.filters["range"]  # whose ends are rounded to steps: at an end all are meant
                 low, high = value
                 value = (low if low > slider.min else -float("inf"), high if high < slider.max else float("inf"))
-            more = {"range": None, "pair": None} if name == "detector" else {}
+            more = {"range": None, "pair": ()} if name == "detector" else {}
             self.review.filter(**{name: value}, **more)
             if name in ("detector", "only_flagged"):
                 self._fill()
@@ -151,25 +152,25 @@ class Panel:
             self._say(str(error), wrong=True)
 
     def _message(self, _, content: dict, buffers) -> None:
-        """Do what the browser sends: a key or a card, unless it was meant for an earlier picture."""
-        if content.get("row") != self.page.row:
-            return
-        if "go" in content:
+        """Do what the browser sends: a key or a card; decisions and cards only if the picture is still the same."""
+        key, same = content.get("key"), content.get("row") == self.page.row
+        name = self.keys.get(key, key)
+        if "go" in content and same:
             start = self.review.queue.place // self.review.size * self.review.size
             self.act("go", start + int(content["go"]))
-        elif (key := content.get("key")) in self.review.numbers:
+        elif name == "number" and same:
             self.act("class", self.review.numbers[key])
-        elif key == "choose" or key in self.keys:
-            self.act(self.keys.get(key, key))
+        elif name in ACTIONS and (same or name not in DECIDING):
+            self.act(name)
 
     def act(self, name: str, value: int | None = None) -> None:
         """Do one of ACTIONS, or "go" to a place, or decide for the "class" of that number; errors are shown."""
         review, queue = self.review, self.review.queue
         try:
-            if name in ("keep", "drop", "skip", "suggest"):
-                self._say(review.decide({"suggest": "suggestion"}.get(name, name)))
-            elif name in ("class", "choose"):
+            if name in ("class", "choose"):
                 self._say(review.decide("class", self.list.value if name == "choose" else value))
+            elif name in DECIDING:
+                self._say(review.decide({"suggest": "suggestion"}.get(name, name)))
             elif name == "undo":
                 taken = queue.undo()
                 self._say("nothing to undo" if taken is None else f"{taken.id}: {taken.decision} was taken back")

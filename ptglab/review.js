@@ -52,25 +52,32 @@ function render({ model, el }) {
     around.tabIndex = 0;
     around.setAttribute("role", "region");
     around.setAttribute("aria-label", "Review of suspects; keys work in here");
-    around.dataset.lmSuppressShortcuts = "true"; // JupyterLab's own keys: d twice would delete the cell
+    for (const own of around.querySelectorAll(".widget-slider, .widget-dropdown, .widget-checkbox")) {
+      own.dataset.lmSuppressShortcuts = "true"; // their keys are theirs, not JupyterLab's
+    }
   };
   prepare();
 
+  // On the window, before JupyterLab, to which a single letter may mean to cut the cell; Ctrl+S and its like stay its own.
   const pressed = (event) => {
     const [around, target] = [box(), event.target];
-    if (!around || !around.contains(target) || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (!around || !around.contains(target)) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
     const key = event.key === " " ? "space" : event.key.toLowerCase();
     if (target.closest(".noUi-target, .widget-slider")) return;
     if (target.closest("input, textarea, select, [contenteditable=true]")) {
       if (key === "escape") around.focus({ preventScroll: true });
       if (key !== "enter" || !target.closest(".ptglab-class")) return;
       event.preventDefault();
+      event.stopPropagation();
       around.focus({ preventScroll: true });
       send({ key: "choose" });
       return;
     }
+    const ours = model.get("wanted").includes(key);
+    if (ours || event.key.length === 1) event.stopPropagation();
     const itself = target.closest("button") && (key === "enter" || key === "space"); // a button's own keys
-    if (itself || !model.get("wanted").includes(key)) return;
+    if (itself || !ours) return;
     event.preventDefault();
     if (key === "c") return void around.querySelector(".ptglab-class select")?.focus();
     if (!event.repeat || key.startsWith("arrow")) send({ key });
@@ -82,7 +89,7 @@ function render({ model, el }) {
       around.focus({ preventScroll: true });
     }
   };
-  document.addEventListener("keydown", pressed, { signal: end.signal });
+  window.addEventListener("keydown", pressed, { signal: end.signal, capture: true });
   document.addEventListener("click", clicked, { signal: end.signal });
   return () => {
     end.abort();

@@ -50,7 +50,7 @@ class Review:
         self.images, self.names = found.images, found.images.class_names
         self.corrections = Corrections(run.path / "corrections.csv")
         self.queue = Queue(self.corrections, self.images.ids, self.images.labels_given, self.names)
-        self.detector, self.pair, self.range, self.state = found.detector, None, None, "all"
+        self.detector, self.pair, self.range, self.state = found.detector, (), None, "all"
         self.only_flagged = bool(self.suspects.flagged.any())
         digits = all(len(name) == 1 and name.isdecimal() for name in self.names)
         places = self.names if digits else [*"1234567890"]
@@ -63,7 +63,7 @@ class Review:
         return self.found.suspects(self.detector)
 
     def filter(self, **how) -> None:
-        """Choose the suspects: `detector`, `pair` (given, suggested) or None, `range` of scores or None, `state`,
+        """Choose the suspects: `detector`, `pair` (given, suggested) or (), `range` of scores or None, `state`,
         `only_flagged`; what is not named stays."""
         for name, value in how.items():
             setattr(self, name, value)
@@ -71,7 +71,7 @@ class Review:
         chosen = found.flagged.copy() if self.only_flagged else np.ones(len(found.score), bool)
         if self.range is not None:
             chosen &= (found.score >= self.range[0]) & (found.score <= self.range[1])
-        if self.pair is not None:
+        if self.pair:
             chosen &= (self.images.labels_given == self.pair[0]) & (found.suggested == self.pair[1])
         self.queue.order(found.score, chosen, self.state)
 
