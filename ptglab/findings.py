@@ -229,7 +229,7 @@ def _table(path: Path, images: data.ImageSet) -> tuple[np.ndarray, Suspects]:
         table = pd.read_csv(small_enough(path), dtype=str, keep_default_na=False)[COLUMNS]
         ids, given, suggested = ([plain(text) for text in table[name]] for name in COLUMNS[:3])
         score = table["score"].to_numpy(np.float32)
-        flagged = table["flagged"].map({"True": True, "False": False}).to_numpy(bool)
+        flagged = np.array([{"True": True, "False": False}[text] for text in table["flagged"]])
     except (ValueError, KeyError, pd.errors.ParserError) as error:
         raise InputError(f"{path} is no table of suspects ({' '.join(str(error).split())}): audit again") from None
     number = {name: i for i, name in enumerate(images.class_names)}

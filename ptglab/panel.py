@@ -148,7 +148,7 @@ class Panel:
                 self._fill()
                 self.review.filter(pair=self.filters["pair"].value)
             self.show()
-        except InputError as error:
+        except (InputError, OSError) as error:
             self._say(str(error), wrong=True)
 
     def _message(self, _, content: dict, buffers) -> None:
@@ -188,7 +188,7 @@ class Panel:
                 place = queue.place + step if value is None else value
                 queue.place = max(0, min(place, len(queue.rows) - 1))
             self.show()
-        except InputError as error:
+        except (InputError, OSError) as error:
             self._say(str(error), wrong=True)
 
     def _say(self, text: str, wrong: bool = False) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from ptglab import data, execution, noise, runs, speed
+from ptglab import data, execution, findings, noise, runs, speed
 from ptglab.errors import InputError
 
 with warnings.catch_warnings():
@@ -220,3 +220,48 @@ def test_downstream_uses_are_measured_and_drawn(tmp_path):
     assert list(results.columns) == runs.RESULT_COLUMNS and set(results["init"]) == {"simclr", "pixels"}
     assert set(results["detector"]) == {"ensemble", "confidence", "knn", "label_spreading"}
     assert (results["auroc"] > 0.7).all()
+
+
+def test_suspects_are_reviewed_without_a_browser(audited):
+    """Of the audit of a folder: a still page, and what taking 40 suggestions would do; decisions stay in force."""
+    folder, truth = audited
+    before = {path: path.read_bytes() for path in (folder / "out").rglob("*") if path.is_file()}
+    photos = sorted((folder / "photos").rglob("*.png"))
+    out = execute("07_review_suspects", folder, audit_run="out", run_dir="reviewed", take_suggestions=40)
+    run = folder / "reviewed"
+    assert {path.stem for path in (run / "figures").glob("*.png")} == {"scores", "first_page", "mended"}
+    shown = [output["data"] for c in cells(out, "code") for output in c["outputs"] if "data" in output]
+    stills = ["".join(data["text/html"]) for data in shown if "ptglab-still" in "".join(data.get("text/html", ""))]
+    assert len(stills) == 1 and stills[0].count("<img") == 24 and "0 of " in stills[0]
+    assert not any("widget" in kind for data in shown for kind in data)
+    assert not (run / "corrections.csv").exists()  # which holds decisions of people only
+    mended = pd.read_csv(run / "demonstration" / "mended.csv", dtype={"label": int})
+    true = truth[mended["id"].str[2:5].astype(int)]
+    given = mended["id"].str[0].astype(int)
+    assert len(mended) == 400 and (given != mended["label"]).sum() == 40
+    assert (mended["label"] == true).sum() - (given == true).sum() > 30
+    table = pd.read_csv(run / "figures" / "mended.csv", index_col=0)
+    noise = table.filter(like="estimated share of wrong labels", axis=0)
+    assert len(noise) == 2 and (noise["after"] < noise["before"] - 3).all()
+    [first, second, *_] = pd.read_csv(folder / "out" / "suspects.csv", dtype=str).itertuples()
+    (run / "corrections.csv").write_text(
+        "time,id,given,decision,label\n"
+        f"2026-01-01T00:00:00.000Z,{first.id},{first.given},suggestion,{first.suggested}\n"
+        f"2026-01-01T00:00:01.000Z,{second.id},{second.given},drop,\n"
+    )
+    execute("07_review_suspects", folder, audit_run="out", run_dir="reviewed", take_suggestions=40)
+    labels = pd.read_csv(run / "mended.csv", dtype=str).set_index("id")["label"]
+    assert len(labels) == 399 and labels[first.id] == first.suggested and second.id not in labels
+    assert (labels.drop(first.id) == labels.drop(first.id).index.str[0]).all()
+    assert {path: path.read_bytes() for path in before} == before
+    assert sorted((folder / "photos").rglob("*.png")) == photos
+
+
+def test_runs_of_notebooks_4_and_9_can_be_reviewed(steps):
+    """What they leave is opened, and their suspects are those they drew."""
+    execute("09_one_experiment", steps.parent, subset=SMALL["subset"], width=4, epochs=1, epochs_fold=1)
+    for name, params in {"04_label_errors": "ensemble", "09_one_experiment": "confidence"}.items():
+        found = findings.read(steps / name)
+        assert found.detector == params and len(found.images) == SMALL["subset"]
+        assert (found.images.labels_given != found.images.labels_true).mean() > 0.3
+        assert found.features.shape[0] == SMALL["subset"] and found.learn(found.images.labels_given)["right"] > 0.1
