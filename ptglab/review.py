@@ -184,6 +184,8 @@ class Review:
         return f"Review of {self.found.folder}: {self.queue.progress()}"
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
-        if live.interactive():
-            return self.widget._repr_mimebundle_(**kwargs)
-        return {"text/plain": repr(self), "text/html": self.still()}
+        still = {
+            "text/plain": repr(self),
+            "text/html": self.still(),
+        }  # also for who opens the notebook without a kernel
+        return (self.widget._repr_mimebundle_(**kwargs) if live.interactive() else {}) | still

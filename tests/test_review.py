@@ -149,7 +149,8 @@ def test_without_anybody_to_use_them_there_is_a_still_page_in_place_of_widgets(d
 def test_in_jupyterlab_there_are_widgets(desk, monkeypatch):
     pytest.importorskip("anywidget")
     monkeypatch.setattr(live, "interactive", lambda: True)
-    assert "application/vnd.jupyter.widget-view+json" in desk._repr_mimebundle_()
+    shown = desk._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in shown and "ptglab-still" in shown["text/html"]
 
 
 def test_ipywidgets_are_imported_only_for_widgets():
