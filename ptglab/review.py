@@ -156,7 +156,7 @@ class Review:
         labels, kept = self.found.apply(self.corrections, self.run)
         changed = int((labels != self.images.labels_given)[kept].sum())
         path = self.run.path / "mended.csv"
-        return f"{kept.sum():,} labels are in {path}: {changed:,} changed, {(~kept).sum():,} images dropped"
+        return f"{kept.sum():,} labels are in {path}: {changed:,} changed, {(~kept).sum():,} dropped"
 
     def train(self):
         """Learn from the given and from the mended labels; return `findings.compared`."""

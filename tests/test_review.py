@@ -169,7 +169,7 @@ def test_apply_and_train_say_what_they_did(desk, found, tmp_path):
     for _ in range(25):
         desk.decide("suggestion")
     desk.decide("drop")
-    assert desk.apply() == f"199 labels are in {tmp_path / 'mended.csv'}: 25 changed, 1 images dropped"
+    assert desk.apply() == f"199 labels are in {tmp_path / 'mended.csv'}: 25 changed, 1 dropped"
     table = desk.train()
     noise = table.loc["estimated share of wrong labels, confident joint"]
     assert noise["after"] < noise["before"] - 5
