@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ptglab import collectives
 from ptglab.errors import one_of
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma, as in Pillow and torchvision
@@ -134,11 +135,12 @@ def apply(x: Tensor, draws: dict[str, Tensor | None], size: int | None = None) -
     columns = torch.where(draws["flip"][:, None, None], columns.flip(1), columns)
     if draws["sigma"] is not None:
         rows, columns = (_blurring(m.shape[1], scale * draws["sigma"]) @ m for m in (rows, columns))
-    x = torch.bmm(x.reshape(b, c * h, w), columns.mT).view(b, c, h, -1)
+    x = torch.bmm(x.reshape(b, c * h, w), columns.mT).view(b, c, h, columns.shape[1])
     matrix, offset = _colours((x.mean(3) * rows.mean(1)[:, None]).sum(2), draws)
-    x = torch.bmm(matrix, x.flatten(2)).view(b, c, h, -1)
-    x = torch.bmm(rows, x.permute(0, 2, 3, 1).reshape(b, h, -1)).add_(offset[:, None, None]).clamp_(0, 1)
-    x = x.view(b, rows.shape[1], -1, c).permute(0, 3, 1, 2)
+    x = torch.bmm(matrix, x.flatten(2)).view(b, c, h, columns.shape[1])
+    x = torch.bmm(rows, x.permute(0, 2, 3, 1).reshape(b, h, columns.shape[1] * c))
+    x = x.add_(offset[:, None, None]).clamp_(0, 1)
+    x = x.view(b, rows.shape[1], columns.shape[1], c).permute(0, 3, 1, 2)
     if draws["solarize"] is not None:
         x = torch.where(draws["solarize"][:, None, None, None] & (x >= 0.5), 1 - x, x)
     return x
@@ -150,20 +152,36 @@ def two_views(
     generator: torch.Generator,
     size: int | None = None,
     change: Callable[..., Tensor] = apply,
+    whole: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return two independently augmented float32 copies in [0, 1] of uint8 `images` [B, C, H, W], channels-last.
 
-    With `size` the longer side of the views has that many pixels; `change` may be a compiled `apply`.
+    With `size` the longer side of the views has that many pixels; `change` may be a compiled `apply`. Of processes
+    that train together, each passes its share of a batch of `whole` images, and changes it as one alone would.
     """
     x = images.float().mul_(1 / 255)
     first, second = preset(name)
-    return tuple(change(x, draw(r, x.shape, generator), size) for r in (first, second))
+    return tuple(change(x, _own(r, x, generator, whole), size) for r in (first, second))
 
 
-def weak(images: Tensor, name: str, generator: torch.Generator, change: Callable[..., Tensor] = apply) -> Tensor:
+def weak(
+    images: Tensor,
+    name: str,
+    generator: torch.Generator,
+    change: Callable[..., Tensor] = apply,
+    whole: int | None = None,
+) -> Tensor:
     """Return one such copy, by the first recipe of preset `name`, for supervised training."""
     x = images.float().mul_(1 / 255)
-    return change(x, draw(preset(name)[0], x.shape, generator))
+    return change(x, _own(preset(name)[0], x, generator, whole))
+
+
+def _own(recipe: Recipe, x: Tensor, generator: torch.Generator, whole: int | None) -> dict[str, Tensor | None]:
+    """Return the draws for `x`, this process's share of a batch of `whole`, for which all draw the same."""
+    if collectives.world() == 1:
+        return draw(recipe, x.shape, generator)
+    drawn = draw(recipe, (whole, *x.shape[1:]), generator)
+    return {name: None if values is None else collectives.share(values) for name, values in drawn.items()}
 
 
 def _resampling(n: int, m: int, start: Tensor, length: Tensor) -> Tensor:
@@ -185,7 +203,7 @@ def _blurring(n: int, sigma: Tensor) -> Tensor:
     source = pixels[:, None] + taps  # [n, taps]
     source = (n - 1) - (source.abs() - (n - 1)).abs()  # reflect at both ends
     shifts = (source.mT[:, :, None] == pixels).float()  # [taps, n, n]
-    return (weights @ shifts.flatten(1)).view(-1, n, n)
+    return (weights @ shifts.flatten(1)).view(len(sigma), n, n)
 
 
 def _colours(mean: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

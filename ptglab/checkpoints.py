@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ptglab import files, tensors
+from ptglab import collectives, files, tensors
 from ptglab.errors import InputError
 
 
@@ -20,9 +20,10 @@ def previous(path: str | Path) -> Path:
 def save(path: str | Path | None, epoch: int, optimizer: torch.optim.Optimizer, **modules) -> None:
     """Write the state after `epoch` epochs: every module, every optimizer tensor. Without a `path`, do nothing.
 
+    Of processes that train together, the first one writes.
     At any moment a whole checkpoint is at `path` or at `previous(path)`. Raises InputError if the disk is full.
     """
-    if path is None:
+    if path is None or collectives.rank():
         return
     path = Path(path)
     state = {f"{name}/{k}": v for name, module in modules.items() for k, v in module.state_dict().items()}
@@ -38,10 +39,20 @@ def load(path: str | Path | None, optimizer: torch.optim.Optimizer, **modules) -
     """Load what `save` wrote, strictly, and return how many epochs are done; 0 if there is nothing.
 
     A damaged file gives way to the previous one, and a damaged previous one to a new start, which is said on stderr;
-    it is deleted. Raises InputError if the file belongs to another network.
+    it is deleted. Processes that train together all get what the first one reads. Raises InputError if the file belongs
+    to another network.
     """
     if path is None:
         return 0
+    if not (found := collectives.told(_found, path)):
+        return 0
+    candidate, state, epoch = found
+    _restore(candidate, state, optimizer, modules)
+    return epoch
+
+
+def _found(path: str | Path) -> tuple[Path, dict[str, Tensor], int] | None:
+    """Return the newest whole checkpoint, its file, its state and its epochs; None if there is none."""
     damaged = []
     for candidate in (Path(path), previous(path)):
         try:
@@ -53,13 +64,12 @@ def load(path: str | Path | None, optimizer: torch.optim.Optimizer, **modules) -
             damaged.append(f"{candidate} is damaged ({error})")
             candidate.unlink()  # it must not take the place of a whole one
             continue
-        _restore(candidate, state, optimizer, modules)
         if damaged:
             _say(f"{damaged[0]}: going on from the one before it, after epoch {epoch}")
-        return epoch
+        return candidate, state, epoch
     if damaged:
         _say(f"{'; '.join(damaged)}: there is no whole one, this stage starts anew")
-    return 0
+    return None
 
 
 def drop(path: Path) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ptglab import collectives
 from ptglab.errors import InputError, one_of
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
@@ -55,8 +56,12 @@ class Place:
         return inputs.to(self.device)
 
     def compiled(self, function: Callable, steps: int) -> Callable:
-        """Return `function`, compiled if `steps` calls of it pay for that: once, for every module it is called with."""
-        return _compiled(function) if steps and steps >= self.compile_from else function
+        """Return `function`, compiled if `steps` calls of it pay for that: once, for every module it is called with.
+
+        Networks of processes that train together are not compiled: they talk to each other in every batch norm.
+        """
+        alone = function is not forward or collectives.world() == 1
+        return _compiled(function) if alone and steps and steps >= self.compile_from else function
 
     def autocast(self) -> AbstractContextManager:
         """Return the context the network's forward runs in; losses stay outside, in float32."""
@@ -216,12 +221,15 @@ def within_memory(step: Callable, *batch: Tensor) -> object:
     """Return `step(*batch)`; raise InputError, with the batch size that fits, if the device's memory is too small.
 
     `step` trains on a batch. It is not split in two: batch norm, and a contrastive loss, see it whole, so that the
-    result would be another. To say what fits, smaller batches are tried out: afterwards the network is spoilt.
+    result would be another. To say what fits, smaller batches are tried out, but not where processes train together:
+    afterwards the network is spoilt.
     """
     try:
         return step(*batch)
     except torch.OutOfMemoryError:
-        pass
+        if (number := collectives.world()) > 1:
+            raise InputError(f"a GPU's memory is too small for a batch shared by {number}: give a smaller batch_size, "
+                             "or more devices") from None  # fmt: skip
     size = len(batch[0]) // 2
     while size >= 2:
         torch.cuda.empty_cache()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ptglab import augment, checkpoints, engine, losses, optim
+from ptglab import augment, checkpoints, collectives, engine, losses, optim
 from ptglab.errors import InputError, one_of
 
 # mode -> learning rates of (head, backbone) for a batch of 128
@@ -97,16 +97,17 @@ def train(
     compiled = [place.compiled(f, all_steps * bool(backbone_rate)) for f in plain]
 
     def learn(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Take one step on a batch and return its loss and its logits [B, K]."""
+        """Take one step on a batch, or this process's share of its inputs, and return its loss and logits [B, K]."""
         forward = (compiled if len(y) == batch_size else plain)[0]
         with place.autocast(), torch.set_grad_enabled(bool(backbone_rate)):
             x = place.batch(x)  # rows of a frozen backbone do not see each other: memory need not hold all at once
             features = forward(backbone, x) if backbone_rate else engine.in_parts(backbone, x)
         with place.autocast():
-            logits = head(features)
+            logits = collectives.gathered(head(features), len(y))
         value = criterion(logits.float(), y)
         optimizer.zero_grad()
         value.backward()
+        collectives.sum_gradients(network.parameters())
         optimizer.step()
         return value.detach(), logits.detach().float()
 
@@ -116,12 +117,14 @@ def train(
         margins = torch.empty(len(labels), device=place.device)
         order = engine.generator("cpu", seed, epoch, "order")
         draws = engine.generator(place.device, seed, epoch, "weak")
-        batches = engine.shuffled_batches(taken[epoch].to(inputs.device), batch_size, order, drop_last=False)
-        for i, (index, x) in enumerate(engine.fetched(inputs, batches, place.device), before[epoch]):
+        batches = list(engine.shuffled_batches(taken[epoch].to(inputs.device), batch_size, order, drop_last=False))
+        fetched = engine.fetched(inputs, map(collectives.share, batches), place.device)
+        for i, (index, (_, x)) in enumerate(zip(batches, fetched, strict=True), before[epoch]):
             optim.set_learning_rate(optimizer, optim.warmup_cosine(i, all_steps, warmup))
             index = index.to(place.device, non_blocking=True)
             change, y = (compiled if len(index) == batch_size else plain)[1], labels[index]
-            x = augment.weak(x, augmentation, draws, change) if augmentation else engine.unit(x)
+            whole = len(index)
+            x = augment.weak(x, augmentation, draws, change, whole) if augmentation else engine.unit(x)
             value, logits = engine.within_memory(learn, x, y)
             if averaging:
                 modules["averaged"].update_parameters(network)
@@ -208,14 +211,16 @@ def cross_fit(
     place: engine.Place | None = None,
     trusted: np.ndarray | None = None,
     checkpoint: str | Path | None = None,
+    loop: Callable[..., Iterator[dict]] | None = None,
     **options,
 ) -> Iterator[dict]:
     """Train a network a fold on the rows of the other folds, and fill `probs`; yield one record an epoch.
 
     start: returns a new (backbone, head) for every fold. probs: float32 [N, K], filled with probabilities no row's
-    label had a part in. trusted: bool [N], the rows that are trained on, by default all. options: those of `train`,
-    without history, score and validation, which belong to one network and are refused with an InputError. With
-    `checkpoint`, every fold keeps its state beside it, and an unfinished run goes on from there.
+    label had a part in. trusted: bool [N], the rows that are trained on, by default all. loop: `train`, or what has
+    many processes run it. options: those of `train`, without history, score and validation, which belong to one network
+    and are refused with an InputError. With `checkpoint`, every fold keeps its state beside it, and an unfinished run
+    goes on from there.
     Records are `train`'s, with the fold; `epoch` counts through.
     """
     if refused := sorted({"history", "score", "validation"} & options.keys()):
@@ -226,7 +231,7 @@ def cross_fit(
         backbone, head = start()
         rest = np.flatnonzero((fold != k) & (True if trusted is None else trusted))
         out = torch.as_tensor(np.flatnonzero(fold == k))
-        steps = train(
+        steps = (loop or train)(
             backbone,
             head,
             inputs[rest],

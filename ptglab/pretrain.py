@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ptglab import augment, backbones, checkpoints, engine, losses, neighbours, optim
+from ptglab import augment, backbones, checkpoints, collectives, engine, losses, neighbours, optim
 from ptglab.errors import InputError, one_of
 
 KNN_ROWS = 2048  # images the online kNN accuracy is taken on
@@ -105,13 +105,15 @@ def train(
     forward, change = (place.compiled(f, epochs * steps) for f in (engine.forward, augment.apply))
 
     def learn(draws: torch.Generator, size: int | None, batch: Tensor) -> Tensor:
-        """Take one step on a batch [B, C, H, W] and return its loss."""
-        both = torch.cat(augment.two_views(batch, augmentation, draws, size, change))
+        """Take one step on a batch [B, C, H, W], or this process's share of it, and return its loss."""
+        both = torch.cat(augment.two_views(batch, augmentation, draws, size, change, whole=batch_size))
         with place.autocast():
-            z1, z2 = forward(network, place.batch(both)).chunk(2)
+            z = forward(network, place.batch(both)).chunk(2)
+        z1, z2 = (collectives.gathered(view, batch_size) for view in z)
         loss = spec.loss(z1, z2, **spec.options)
         optimizer.zero_grad()
         loss.backward()
+        collectives.sum_gradients(network.parameters())
         optimizer.step()
         return loss.detach()
 
@@ -121,7 +123,7 @@ def train(
         size = round(plan.size * max(images.shape[2:])) if spec.small_views and epoch < plan.small * epochs else None
         order = engine.generator("cpu", seed, epoch, "order")
         draws = engine.generator(place.device, seed, epoch, "views")
-        batches = engine.shuffled_batches(rows, batch_size, order, drop_last=True)
+        batches = map(collectives.share, engine.shuffled_batches(rows, batch_size, order, drop_last=True))
         for i, (_, batch) in enumerate(engine.fetched(images, batches, place.device)):
             optim.set_learning_rate(optimizer, optim.warmup_cosine(epoch * steps + i, epochs * steps, warmup))
             total += engine.within_memory(partial(learn, draws, size), batch)

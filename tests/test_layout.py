@@ -14,7 +14,7 @@ every_module = pytest.mark.parametrize("module", SOURCES)
 
 DISK = ["files", "tensors", "checkpoints"]  # each uses those before it
 FOUNDATIONS = {"errors", "execution", "neighbours", "decode", "folders", "listed", "parquet", "suspects", "tables"}
-FOUNDATIONS |= {"stopping", "corrections", *DISK}
+FOUNDATIONS |= {"stopping", "corrections", "collectives", *DISK}
 DETECTION = ["confident", "noise_rate", "feature_detectors", "planted", "label_errors"]  # each uses those before it
 LEAVES = {"data", "noise", "augment", "backbones", "losses", "optim", "metrics", "figures", "runs", "live"}
 LEAVES |= {"oddities", *DETECTION}
@@ -27,6 +27,8 @@ MAY_IMPORT = {
     **dict.fromkeys(["neighbours", "suspects"], {"errors"}),
     "decode": {"errors", "files"},
     **{module: {"errors", *DISK[:i]} for i, module in enumerate(DISK)},
+    "checkpoints": {"errors", "collectives", "files", "tensors"},
+    "collectives": set(),
     "stopping": {"files"},
     "execution": {"errors", "files"},
     "tables": set(),
@@ -40,6 +42,7 @@ MAY_IMPORT = {
     "live": {"figures"},
     "runs": FOUNDATIONS | {"live"},
     "engine": FOUNDATIONS | LEAVES,
+    "processes": FOUNDATIONS | {"engine"},
     **dict.fromkeys(LOOPS, FOUNDATIONS | LEAVES | {"engine"}),
     **dict.fromkeys(ROOMS, FOUNDATIONS | LEAVES | {"engine"} | LOOPS),
     "speed": FOUNDATIONS | LEAVES | {"engine", "peers"} | LOOPS,
@@ -50,7 +53,7 @@ MAY_IMPORT = {
     "findings": FOUNDATIONS | LEAVES | {"engine", "audit", "exports"} | LOOPS,
     "panel": FOUNDATIONS | LEAVES | {"exports"},
     "review": FOUNDATIONS | LEAVES | {"exports", "findings", "panel"},
-    "cli": FOUNDATIONS | LEAVES | {"engine"} | LOOPS | ROOMS | {"__version__"},
+    "cli": FOUNDATIONS | LEAVES | {"engine"} | LOOPS | ROOMS | {"processes", "__version__"},
 }
 HEAVY = {"papermill", "jupyter", "jupyterlab", "jupyter_client", "jupyter_core", "notebook", "ipykernel", "ipywidgets",
          "IPython", "plotly", "umap", "seaborn", "dask", "distributed", "nbformat", "nbclient", "nbconvert",
