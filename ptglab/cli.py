@@ -5,8 +5,10 @@ What needs torch is imported in the commands that need it: help and mistakes sho
 
 import importlib.metadata
 import json
+import os
 import shutil
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import click
@@ -240,12 +242,22 @@ def _print_audit(out: Path) -> None:
     print(f"work with {out / 'suspects.csv'}, label_studio.json, fiftyone.csv, duplicates.csv, outliers.csv")
 
 
+def _called() -> AbstractContextManager[bool]:
+    """Whether this process does what was asked for: the first of those that torchrun starts, which the others help."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return nullcontext(True)
+    from ptglab import processes
+
+    return processes.begun_by_torchrun()
+
+
 def main() -> None:
     """Run the command line; what a person can mend is one line on stderr and exit status 2, a stop one and 130."""
     stopping.catch()
     try:
-        with files.writing("here"):
-            cli(standalone_mode=False)
+        with files.writing("here"), _called() as here:
+            if here:
+                cli(standalone_mode=False)
     except (InputError, click.ClickException) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else error
         print(f"ptglab: {message}", file=sys.stderr)

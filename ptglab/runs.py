@@ -51,7 +51,7 @@ RESULT_COLUMNS = [
     "torch_version",
     "commit",
 ]
-NOT_IDENTITY = {"run_dir", "device"}  # parameters that do not change what a run computes
+NOT_IDENTITY = {"run_dir", "device", "devices"}  # parameters that do not change what a run computes
 
 
 class Run:
