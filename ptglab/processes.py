@@ -185,7 +185,8 @@ def _why(helpers: list[subprocess.Popen], folder: Path) -> str:
     rank = (killed or dead)[0]  # others may have ended because of it
     said = [line for line in (folder / f"{rank}.log").read_text(errors="replace").splitlines() if line.strip()]
     status = helpers[rank - 1].returncode
-    why = f"was killed by signal {-status}" if status < 0 else f"ended: {said[-1] if said else f'status {status}'}"
+    last = said[-1].removeprefix(f"[rank{rank}]: ") if said else f"status {status}"
+    why = f"was killed by signal {-status}" if status < 0 else f"ended: {last}"
     return f"process {rank} of this run (0 to {len(helpers)}) {why}; {GO_ON}"
 
 
@@ -203,7 +204,7 @@ def help_here(folder: str, rank: int, number: int) -> None:
     """Be one of the other processes of a machine: take part in one job, and end with the process that began it."""
 
     def follow() -> None:
-        sys.stdin.buffer.read()  # which ends when that process does
+        os.read(0, 1)  # there is nothing to read, until that process ends
         print(GONE, flush=True)
         os._exit(1)
 

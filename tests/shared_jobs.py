@@ -1,5 +1,7 @@
 """What processes of the tests do together; the others of them import it by this name."""
 
+import os
+import time
 from dataclasses import replace
 from unittest import mock
 
@@ -40,14 +42,21 @@ def pretrained(images, place, options, width):
             yield watched(optim.LARS, network, pretrain.train(network, images, method, place=place, **options), values)
 
 
-def finetuned(images, labels, place, options, width):
+def finetuned(images, labels, place, options, width, history):
     """The same of a fine-tuning, with the margins and the records."""
     place, plain = exact(place)
     network = backbones.build("resnet18", width, images, 0)
     head = backbones.head(network.num_features, 10)
-    with plain:
-        steps = finetune.train(network, head, images, labels, place=place, **options)
+    margins = finetune._margins  # into an array of float32
+    with plain, mock.patch.object(finetune, "_margins", lambda *of: margins(*of).to(torch.float32)):
+        steps = finetune.train(network, head, images, labels, place=place, history=history, **options)
         yield watched(torch.optim.SGD, torch.nn.Sequential(network, head), steps, [])
+
+
+def trained(images, labels, place, pretraining, finetuning, width, history):
+    """Yield what `pretrained` does, then what `finetuned` does."""
+    yield from pretrained(images, place, pretraining, width)
+    yield from finetuned(images, labels, place, finetuning, width, history)
 
 
 def watched(optimizer, network, steps, values):
@@ -119,3 +128,25 @@ def all_parts(place):
 
 CPU = engine.place("cpu")
 SHAPES = (((3, 4, 4), 5), ((3, 2, 2), 1), ((4,), 7), ((4,), 2))
+
+
+def unlucky(place):
+    """Fail in every process but the first, which waits."""
+    if collectives.rank():
+        raise RuntimeError("no luck here")
+    yield collectives.gathered(torch.zeros(1, 1), collectives.world()).tolist()
+
+
+def endless(place):
+    """Yield the ids of all processes, and go on for ever."""
+    ids = [None] * collectives.world()
+    dist.all_gather_object(ids, os.getpid())
+    yield ids
+    while True:
+        collectives.gathered(torch.zeros(1, 1), collectives.world())
+
+
+def waiting(place):
+    """The same, but where waiting does not end by an error."""
+    yield from (next(endless(place)),)
+    time.sleep(1000)
