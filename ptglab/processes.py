@@ -67,8 +67,9 @@ def count(devices: str, device: torch.device) -> int:
 def run(devices: str, function: Callable[..., Iterator[dict]], *args, **kwargs) -> Iterator[dict]:
     """Return the records of `function(*args, **kwargs)`, a training loop that many processes run as one.
 
-    It trains what it is given in place, here, as it does alone; with `devices` "1" it is called, and nothing else. See
-    `count` for `devices`. Records raise InputError when a process is lost.
+    It trains what it is given in place, here, as it does alone, to the same result up to rounding; with `devices` "1"
+    it is called, and nothing else. See `count` for `devices`. The others import `function` by its name, so that it must
+    be one of a module. Raises InputError, with the records, when a process is lost.
     """
     kwargs.setdefault("place", engine.place())
     number = count(devices, kwargs["place"].device)
@@ -79,7 +80,10 @@ def _first(number: int, job: tuple) -> Iterator[dict]:
     """Be process 0 of `number` that do a job."""
     if _torchrun():
         store = _agreed()
-        yield from _part(dist.PrefixStore(f"job{store.add('jobs', 1)}", store), 0, number, job)
+        try:
+            yield from _part(dist.PrefixStore(f"job{store.add('jobs', 1)}", store), 0, number, job)
+        except Lost as error:
+            raise InputError(str(error)) from None
         return
     with _helpers(number, max(1, torch.get_num_threads() // number)) as store:
         yield from _part(store, 0, number, job)
@@ -156,7 +160,7 @@ def _helpers(number: int, threads: int) -> Iterator[dist.Store]:
                 with suppress(subprocess.TimeoutExpired):
                     helper.wait(GRACE)
         except Lost:
-            raise Lost(_why(helpers, Path(folder))) from None
+            raise InputError(_why(helpers, Path(folder))) from None
         finally:
             over.set()
             for helper in helpers:
@@ -205,7 +209,8 @@ def help_here(folder: str, rank: int, number: int) -> None:
 
     def follow() -> None:
         os.read(0, 1)  # there is nothing to read, until that process ends
-        print(GONE, flush=True)
+        with suppress(OSError):
+            print(GONE, flush=True)
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

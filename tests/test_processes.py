@@ -223,3 +223,50 @@ def test_a_process_that_waits_for_ever_is_ended():
         assert process.wait() == 1
     assert "ptglab: process 1 of this run is gone; run again, it goes on where it was" in said
     assert not any(map(alive, ids))
+
+
+NOTEBOOK = {"device": "cpu", "subset": 64, "width": 2, "epochs": 2, "batch_size": 30}
+COMMAND = [sys.executable, "-c", "from ptglab.cli import main; main()", "run"]
+
+
+def execute(name: str, out: Path, *before: str, **values) -> str:
+    """Execute a notebook by the command line in a folder of its own; return what it said."""
+    command = [*before, *COMMAND, name, f"{out.name}.ipynb", "-p", f"run_dir={out.name}"]
+    for key, value in values.items():
+        command += ["-p", f"{key}={value}"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, cwd=out.parent, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_torchrun_trains_the_same_network(digits, tmp_path):
+    """Notebook 2 by `torchrun --nproc-per-node 2`, to the bits of two processes started here; and again, when done."""
+    options = NOTEBOOK | {"devices": "all", "data_run": "", "projection": 16}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    assert "running on 2 x cpu" in execute("02_pretrain", tmp_path / "two", *torchrun, **options)
+    some = digits.subset(64, 0)
+    network = backbones.build("resnet18", 2, some.images, 0)
+    same = {"epochs": 2, "batch_size": 30, "projection": 16, "augmentation": "digits", "schedule": "short"}
+    records = list(processes.run("2", pretrain.train, network, some.images, "simclr", place=shared_jobs.CPU, **same))
+    run = runs.Run(tmp_path / "two")
+    assert run.done and list(run.records()["loss"]) == [record["loss"] for record in records]
+    kept, _ = backbones.load(run.weights)
+    assert all(torch.equal(v, network.state_dict()[k]) for k, v in kept.state_dict().items())
+    execute("02_pretrain", tmp_path / "two", *torchrun, **options)  # nothing is left to do, and nobody waits
+
+
+@pytest.mark.slow
+def test_notebook_9_trains_its_networks_together(tmp_path):
+    """The folds and the network, by two processes and by one: the first epoch is the same up to rounding."""
+    for devices in ("1", "2"):
+        said = execute("09_one_experiment", tmp_path / devices, devices=devices, epochs_fold=1, **NOTEBOOK)
+        assert f"running on {devices} x cpu" in said
+    one, two = (runs.Run(tmp_path / devices) for devices in ("1", "2"))
+    for stage in ("supervised", next(path.name for path in two.path.glob("folds-*"))):
+        expected, found = (run.stage(stage).records()["loss"] for run in (one, two))
+        assert len(found) == len(expected) == 2
+        assert found[0] == pytest.approx(expected[0], rel=1e-3)
+    assert two.stage("supervised").array("history").shape == (2, 64)
+    assert np.isfinite(two.stage("supervised").array("history")).all()

@@ -54,7 +54,7 @@ def test_a_dropped_parameter_is_a_difference(run):
     refused("epochs 3 there, None here", call=runs.start)(run.path, **fewer)
 
 
-@pytest.mark.parametrize("name", ["run_dir", "device"])
+@pytest.mark.parametrize("name", ["run_dir", "device", "devices"])
 def test_where_it_runs_is_no_difference(run, name):
     assert runs.start(run.path, **PARAMS | {name: "elsewhere"}).params == PARAMS
 
