@@ -210,7 +210,7 @@ def help_here(folder: str, rank: int, number: int) -> None:
     def follow() -> None:
         os.read(0, 1)  # there is nothing to read, until that process ends
         with suppress(OSError):
-            print(GONE, flush=True)
+            os.write(1, f"{GONE}\n".encode())  # whole, as others do
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
