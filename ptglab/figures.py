@@ -192,7 +192,7 @@ def points(ax: Axes, series: Mapping[str, tuple], xlabel: str, ylabel: str) -> A
 
 def embedding(ax: Axes, xy: np.ndarray, labels: np.ndarray, class_names: Sequence[str], title: str) -> Axes:
     """Draw an embedding [N, 2], a colour a class, and (up to 20 classes) each name at the median of its points."""
-    tints = _class_colours(len(class_names))
+    tints = class_colours(len(class_names))
     ax.scatter(*xy.T, c=[tints[k] for k in labels], s=5, linewidths=0, alpha=0.8)
     if len(class_names) <= 20:
         present = np.unique(labels)
@@ -323,7 +323,8 @@ def _name_at(ax: Axes, position: np.ndarray, name: str) -> None:
     ax.text(*position, name, ha="center", va="center", fontsize=9, fontweight="bold", color=INK, bbox=box)
 
 
-def _class_colours(number: int) -> list:
+def class_colours(number: int) -> list:
+    """Return a colour a class, (red, green, blue); up to ten that people with any colour vision tell apart."""
     import seaborn
 
     return seaborn.color_palette("colorblind", number) if number <= 10 else seaborn.color_palette("husl", number)

@@ -13,9 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
-from ptglab import checkpoints, files
+from ptglab import checkpoints, files, live
 from ptglab.errors import InputError, one_of
 from ptglab.files import write
 from ptglab.folders import inert
@@ -103,18 +102,19 @@ class Run:
     def follow(self, steps: Iterable[dict], title: str, epochs: int) -> None:
         """Run `steps` to their end under a progress bar, each record written to `metrics.jsonl` as it comes.
 
-        Raises Stopped on SIGINT and SIGTERM, and InputError if the disk is full or an earlier record is damaged.
+        In JupyterLab the records are curves that grow, and a button stops the run; see `live.watch`. Raises Stopped
+        on SIGINT and SIGTERM, and InputError if the disk is full or an earlier record is damaged.
         """
         path = self.path / "metrics.jsonl"
         _drop_torn_line(path)
-        self.records()  # damage is better known before than after
-        with stoppable(), tqdm(total=epochs, desc=title, unit=" epochs", mininterval=1) as bar:
+        before = self.records().to_dict("records")  # damage is better known before than after
+        with stoppable(), live.watch(title, epochs, before) as show:
             for record in steps:
                 with files.writing(self.path), open(path, "a") as file:
                     file.write(json.dumps(record) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
-                bar.update(record["epoch"] - bar.n)
+                show(record)
 
     def records(self) -> pd.DataFrame:
         """Return the records, one row an epoch; an epoch that was run again after an interruption counts once.

@@ -66,17 +66,19 @@ def estimate(cells: list[Cell], out: Path, jobs: int) -> float:
     return sum(expected) / jobs
 
 
-def run(cells: list[Cell], out: str | Path, jobs: int = 1) -> Iterator[Event]:
+def run(cells: list[Cell], out: str | Path, jobs: int = 1, gathered: list[Cell] | None = None) -> Iterator[Event]:
     """Execute the unfinished `cells` below `out`, `jobs` at a time, each in a process and a kernel of its own.
 
     Yields an Event whenever something became of a cell. `out` then holds a folder a cell, `results.csv` (and what else
-    TABLES names) gathered from them, and `cells.csv`, which says how long each took. A cell that failed leaves
+    TABLES names) gathered from them, or from `gathered`, and
+    `cells.csv`, which says how long each took. A cell that failed leaves
     the others alone. Raises InputError if another sweep is at work in `out`.
     """
     out = Path(out).resolve()
     with _alone(out), ThreadPoolExecutor(jobs) as pool:
         processes: dict[str, subprocess.Popen] = {}
-        waiting, running, broken, gathered = [], {}, set(), -math.inf
+        waiting, running, broken, latest = [], {}, set(), -math.inf
+        gathered = cells if gathered is None else gathered
         for cell in cells:
             if cell.finished(out):
                 yield Event(cell, "skipped")
@@ -102,14 +104,14 @@ def run(cells: list[Cell], out: str | Path, jobs: int = 1) -> Iterator[Event]:
                         broken.add(cell.name)
                     else:
                         _note(out, event)
-                        if time.monotonic() - gathered > GATHER_EVERY:
-                            gather(cells, out)
-                            gathered = time.monotonic()
+                        if time.monotonic() - latest > GATHER_EVERY:
+                            gather(gathered, out)
+                            latest = time.monotonic()
                     yield event
         finally:
             for process in list(processes.values()):
                 process.terminate()
-            gather(cells, out)
+            gather(gathered, out)
 
 
 def execute(cell: Cell, out: Path, jobs: int, processes: dict[str, subprocess.Popen]) -> str:

@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # faster for networks this small,
 import ptglab  # noqa: F401, I001 - before torch: it says how threads wait
 import numpy as np
 import pytest
+from explored import images, opened, swept  # noqa: F401 - fixtures
 
 from ptglab import data, engine
 from ptglab.errors import InputError

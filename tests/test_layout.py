@@ -20,7 +20,7 @@ LEAVES = {"data", "noise", "augment", "backbones", "losses", "optim", "metrics",
 LEAVES |= {"oddities", *DETECTION}
 LOOPS = {"pretrain", "finetune", "predict", "patches"}
 ROOMS = {"board", "recipes", "review", "spec", "sweep", "peers", "speed", "audit", "exports", "determinism"}
-ROOMS |= {"explorer", "findings", "panel"}
+ROOMS |= {"explorer", "findings", "lasso", "panel", "stored"}
 MAY_IMPORT = {
     "__init__": set(),
     "errors": set(),
@@ -53,6 +53,9 @@ MAY_IMPORT = {
     "findings": FOUNDATIONS | LEAVES | {"engine", "audit", "exports"} | LOOPS,
     "panel": FOUNDATIONS | LEAVES | {"exports"},
     "review": FOUNDATIONS | LEAVES | {"exports", "findings", "panel"},
+    "stored": FOUNDATIONS | LEAVES | {"findings", "spec", "sweep"},
+    "lasso": {"figures", "panel"} | FOUNDATIONS,
+    "explorer": FOUNDATIONS | LEAVES | {"exports", "findings", "lasso", "panel", "review", "stored"},
     "cli": FOUNDATIONS | LEAVES | {"engine"} | LOOPS | ROOMS | {"processes", "__version__"},
 }
 HEAVY = {"papermill", "jupyter", "jupyterlab", "jupyter_client", "jupyter_core", "notebook", "ipykernel", "ipywidgets",

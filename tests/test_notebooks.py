@@ -265,3 +265,34 @@ def test_runs_of_notebooks_4_and_9_can_be_reviewed(steps):
         assert found.detector == params and len(found.images) == SMALL["subset"]
         assert (found.images.labels_given != found.images.labels_true).mean() > 0.3
         assert found.features.shape[0] == SMALL["subset"] and found.learn(found.images.labels_given)["right"] > 0.1
+
+
+def test_the_explorer_computes_what_is_missing_and_shows_it_still(tmp_path):
+    """The whole of it from clean, everything small; again, nothing is computed and no plane drawn."""
+    small = tmp_path / "small.yaml"
+    small.write_text(
+        "title: Small\n"
+        "parameters: {dataset: digits, subset: 300, width: 4, batch_size: 64, device: cpu}\n"
+        "stages:\n"
+        "  simclr: {notebook: 02_pretrain, parameters: {method: simclr, data_run: '', epochs: 2, projection: 32}}\n"
+        "grids:\n"
+        "- notebook: 09_one_experiment\n"
+        "  parameters: {init: simclr, pretrain_run: '@simclr', mode: linear, epochs: 2, detectors: ensemble}\n"
+    )
+    out = execute("12_explorer", tmp_path, sweep=str(small), sweep_run="sweep")
+    assert len(list((tmp_path / "sweep").glob("*/*/notebook.ipynb"))) == 2
+    shown = [output["data"] for c in cells(out, "code") for output in c["outputs"] if "data" in output]
+    stills = ["".join(data["text/html"]) for data in shown if "ptglab-still" in "".join(data.get("text/html", ""))]
+    assert len(stills) == 1 and stills[0].count('data-row="') == 20 and stills[0].count("<img") == 22
+    assert not any("widget" in kind for data in shown for kind in data)
+    run = runs.Run(tmp_path / "runs" / "12_explorer")
+    assert {path.stem for path in (run.path / "figures").glob("*.png")} == {"images", "selected", "plane", "accuracy"}
+    table, flagged = (
+        pd.read_csv(run.path / "figures" / "plane.csv"),
+        findings.read(next((tmp_path / "sweep" / "cells").iterdir())),
+    )
+    assert np.allclose(table[["x", "y"]], run.array("plane"))
+    assert (table["flagged"] == flagged.suspects("ensemble").flagged).all()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
+    execute("12_explorer", tmp_path, sweep=str(small), sweep_run="sweep")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
