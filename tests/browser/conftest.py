@@ -1,11 +1,24 @@
 """A headless Chromium for the tests, installed here if it is missing and may be; without one they are skipped."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from lab_server import serving
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+SETTINGS = {  # of JupyterLab's user: every cell is on the page, and nothing asks or fetches
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+PATIENCE = 300  # seconds on a busy machine
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage",
          "--no-first-run", "--window-size=1280,900"]  # fmt: skip
@@ -50,3 +63,105 @@ def chromium(tmp_path_factory) -> Iterator:
     started = webdriver.Chrome(options, webdriver.ChromeService(driver))
     yield started
     started.quit()
+
+
+class Lab:
+    """A notebook open in a real JupyterLab, in a real browser, with a real kernel."""
+
+    def __init__(self, browser, told: dict, folder: Path, notebook: str, parameters: dict):
+        self.browser, self.folder, self.name = browser, folder, f"{notebook}.ipynb"
+        browser.set_script_timeout(PATIENCE)
+        self.root, self.token = f"http://127.0.0.1:{told['port']}", told["token"]
+        content = (NOTEBOOKS / self.name).read_text(encoding="utf-8")
+        for name, value in parameters.items():
+            content, number = re.subn(rf'"{name} = .*?  #', json.dumps(f"{name} = {value!r}  #")[:-1], content)
+            assert number == 1, name
+        (folder / self.name).write_text(content, encoding="utf-8")
+        self.load()
+
+    def load(self) -> None:
+        """Open the page, or open it again, and wait for a kernel that does nothing."""
+        self.browser.get(f"{self.root}/lab/tree/{self.name}?token={self.token}&reset")
+        self.until(lambda: self.script("return !!window.jupyterapp && !!document.querySelector('.jp-Notebook')"))
+        self.until(lambda: [k for k in self.kernels() if k["execution_state"] == "idle"])
+
+    def script(self, code: str, *values):
+        return self.browser.execute_script(code, *values)
+
+    def until(self, true: Callable, what: str = ""):
+        """Wait until `true()` is, and return it."""
+        from selenium.common.exceptions import WebDriverException
+
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            try:
+                if found := true():
+                    return found
+            except (WebDriverException, OSError):  # while the page is being built, or a kernel starts
+                pass
+            time.sleep(0.1)
+        self.shoot("failed")
+        raise AssertionError(f"waited {PATIENCE} s in vain: {what or true}\n{self.errors()}")
+
+    def errors(self) -> str:
+        """Return what cells ended in errors with."""
+        found = "[...document.querySelectorAll('[data-mime-type=\"application/vnd.jupyter.stderr\"]')]"
+        return self.script(f"return {found}.map((e) => e.innerText).join('\\n')")[-3000:]
+
+    def kernels(self, path: str = "", method: str = "GET") -> list:
+        """Ask the server for its kernels, or do something to one."""
+        headers = {"Authorization": f"token {self.token}"}
+        request = urllib.request.Request(f"{self.root}/api/kernels{path}", headers=headers, method=method)
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return json.load(answer)
+
+    def restart(self) -> None:
+        """Restart the kernel, as its button does."""
+        [kernel] = self.kernels()
+        self.kernels(f"/{kernel['id']}/restart", "POST")
+        self.until(lambda: self.kernels()[0]["execution_state"] == "idle", "a kernel that is restarted")
+
+    def run(self, until: str) -> None:
+        """Run all cells, until the last one was run and an element of the selector `until` is there."""
+        counts = "return [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map((e) => e.innerText)"
+        self.script("setTimeout(() => window.jupyterapp.commands.execute('notebook:run-all-cells'))")
+        self.until(lambda: any("*" in text for text in self.script(counts)), "cells that run")
+        self.until(lambda: all(any(c.isdigit() for c in text) for text in self.script(counts)), "every cell to end")
+        self.until(lambda: self.find(until), until)
+
+    def find(self, selector: str) -> list:
+        return [e for e in self.browser.find_elements("css selector", selector) if e.is_displayed()]
+
+    def click(self, selector: str) -> None:
+        """Click the one element of that selector."""
+        [element] = self.until(lambda: self.find(selector), selector)
+        self.script("arguments[0].scrollIntoView({block: 'center'})", element)
+        element.click()
+
+    def text(self, selector: str) -> str:
+        [element] = self.until(lambda: self.find(selector), selector)
+        return element.text
+
+    def shoot(self, name: str, selector: str = "") -> Path:
+        """Keep a picture of the window, or of one element, in PTGLAB_SCREENSHOTS if that is set."""
+        path = Path(os.environ.get("PTGLAB_SCREENSHOTS", self.folder)) / f"{name}.png"
+        if selector:
+            [element] = self.find(selector)
+            self.script("arguments[0].scrollIntoView({block: 'start'})", element)
+            element.screenshot(str(path))
+        else:
+            self.browser.save_screenshot(str(path))
+        return path
+
+
+@pytest.fixture
+def lab(chromium, tmp_path_factory) -> Iterator[Callable[..., Lab]]:
+    """Return a function that opens one of our notebooks in a JupyterLab of its own."""
+    folder, settings = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("settings")
+    for name, values in SETTINGS.items():
+        path = settings / "CONFIG_DIR" / "lab" / "user-settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(values))
+    with serving(folder, settings, "--LabApp.expose_app_in_browser=True", app="jupyterlab") as told:
+        yield lambda notebook, **parameters: Lab(chromium, told, folder, notebook, parameters)
+        chromium.get("about:blank")

@@ -1,0 +1,61 @@
+"""Notebook 7 in a real JupyterLab: decisions by mouse and keyboard, undone, kept over a reload and a new kernel."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+
+def decided(path: Path) -> list[tuple[str, str, str]]:
+    """Return (id, decision, label) of the lines that are on disk."""
+    with open(path, newline="") as file:
+        return [(row["id"], row["decision"], row["label"]) for row in csv.DictReader(file)]
+
+
+def test_suspects_are_reviewed_applied_and_learned_from(lab, tmp_path):
+    page = lab("07_review_suspects")
+    page.run(".ptglab-review")
+    corrections = page.folder / "runs" / "07_review_suspects" / "corrections.csv"
+    assert not corrections.exists() or decided(corrections) == []
+    pictures = []
+
+    def decides(act, *words) -> None:
+        """Do it, and wait for the next picture: by then the decision is on disk."""
+        before, number = page.text(".ptglab-facts-box"), len(pictures)
+        act(*words)
+        page.until(lambda: page.text(".ptglab-facts-box") != before, "the next picture")
+        assert len(decided(corrections)) == number + 1
+        pictures.append(before)
+
+    for name in ["suggest", "suggest", "keep", "drop", *["suggest"] * 5, "choose"]:
+        decides(page.click, f".ptglab-{name}")
+    keys = page.browser.switch_to.active_element  # the box: a click with the mouse leaves the keys to it
+    assert "ptglab-review" in keys.get_attribute("class")
+    for key in ["s", "k", "d", *["s"] * 5, "enter", "k"]:
+        decides(keys.send_keys, "\n" if key == "enter" else key)
+    for _ in range(2):
+        before = len(decided(corrections))
+        keys.send_keys("u")
+        page.until(lambda before=before: len(decided(corrections)) == before - 1, "an undone decision")
+    standing = decided(corrections)
+    assert len(standing) == 18 and len({id for id, *_ in standing}) == 18
+    assert [d for _, d, _ in standing][:5] == ["suggestion", "suggestion", "keep", "drop", "suggestion"]
+    page.shoot("review")
+
+    page.load()
+    page.restart()
+    page.run(".ptglab-review")
+    assert page.text(".ptglab-progress").startswith("18 of ")
+    assert decided(corrections) == standing
+    page.click(".ptglab-apply")
+    mended = corrections.with_name("mended.csv")
+    page.until(mended.exists, "mended.csv")
+    page.click(".ptglab-train")
+    page.until(lambda: page.find(".ptglab-result table"), "a table of before and after")
+    table = page.script("return [...document.querySelectorAll('.ptglab-result tr')].map((r) => "
+                        "[...r.children].map((c) => c.innerText))")  # fmt: skip
+    page.shoot("trained")
+    estimated = [row for row in table if row[0].startswith("estimated")]
+    assert estimated and all(float(after) < float(before) for _, before, after, *_ in estimated), table
