@@ -38,7 +38,7 @@ def watch(title: str, events: Iterable[sweep.Event], cells: list[Cell], out: Pat
         done = count["finished"] + count["skipped"]
         head = (f"{title}: {done:,} of {len(cells):,} done, {count['started']} running, "
                 f"{count['failed'] + count['blocked']} failed; "
-                f"about {duration(sweep.estimate(cells, out, jobs))} left")  # fmt: skip
+                f"about {duration(sweep.estimate(cells, out, max(jobs, count['started'])))} left")  # fmt: skip
         table = Table(box=None, show_header=False)
         for name in (name for name, state in states.items() if state == "started"):
             table.add_row(Text(name), duration(time.perf_counter() - began[name]))
@@ -50,6 +50,9 @@ def watch(title: str, events: Iterable[sweep.Event], cells: list[Cell], out: Pat
     with Live(get_renderable=show, console=console, refresh_per_second=2, transient=True) as live:
         for event in events:
             name = event.cell.name
+            if event.state == "lost":
+                print(f"lost {name} {event.error}", flush=True)
+                continue
             states[name], began[name] = event.state, time.perf_counter()
             if event.state in ("failed", "blocked"):
                 failed.append(event)

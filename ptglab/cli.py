@@ -110,11 +110,13 @@ def run(notebook: str, out: Path, parameter: tuple[str, ...]) -> None:
 
 @cli.command(
     epilog="Examples: ptglab sweep smoke  |  ptglab sweep digits --jobs 2 --dry-run  |  "
-    "ptglab sweep my.yaml --out runs/mine -p dataset=photos/"
+    "ptglab sweep my.yaml --out runs/mine -p dataset=photos/  |  ptglab sweep cifar10n --dask tcp://head:8786"
 )
 @click.argument("spec")
 @click.option("--out", type=click.Path(path_type=Path), help="Where all of it goes.  [default: runs/NAME]")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="How many cells at a time.")
+@click.option("--dask", default="", metavar="ADDRESS", help="Run on the Dask cluster whose scheduler is there, or in "
+              "this file; a cell takes a GPU=1 where workers declare some.")  # fmt: skip
 @click.option(
     "--dry-run", is_flag=True, help="Print the cells, what they share and how long it will take; run nothing."
 )
@@ -125,7 +127,7 @@ def run(notebook: str, out: Path, parameter: tuple[str, ...]) -> None:
     metavar="NAME=VALUE",
     help="In the place of the sweep's and its grids'; stages keep theirs. Repeatable.",
 )
-def sweep(spec: str, out: Path | None, jobs: int, dry_run: bool, parameter: tuple[str, ...]) -> None:
+def sweep(spec: str, out: Path | None, jobs: int, dask: str, dry_run: bool, parameter: tuple[str, ...]) -> None:
     """Run the grid of notebook executions that SPEC describes: a YAML file, or one of ours by name.
 
     Finished cells are not run again, interrupted ones go on where they were. The exit status is the number of cells
@@ -135,6 +137,8 @@ def sweep(spec: str, out: Path | None, jobs: int, dry_run: bool, parameter: tupl
     from ptglab import spec as specs
     from ptglab import sweep as sweeps
 
+    if dask and jobs > 1:
+        raise InputError("--jobs is of this machine: on a cluster, its workers say how many cells run at a time")
     texts = [text.partition("=") for text in parameter]
     if bad := [name for name, equals, _ in texts if not equals]:
         raise InputError(f"'{bad[0]}' is no parameter: write it as NAME=VALUE")
@@ -143,7 +147,7 @@ def sweep(spec: str, out: Path | None, jobs: int, dry_run: bool, parameter: tupl
     if dry_run:
         board.plan(read.title, cells, out, jobs)
         return
-    failed = board.watch(read.title, sweeps.run(cells, out, jobs), cells, out, jobs)
+    failed = board.watch(read.title, sweeps.run(cells, out, jobs, dask), cells, out, jobs)
     print(f"\nresults   {out / 'results.csv'}\ncells     {out / 'cells'}")
     sys.exit(min(100, failed))
 

@@ -1,54 +1,34 @@
 """A grid of papermill runs: shared stages once, finished cells skipped, interrupted ones gone on with."""
 
 import csv
-import json
 import math
-import os
-import subprocess
-import sys
+import queue
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from ptglab import data, engine, execution, files
+from ptglab import cluster, files
 from ptglab.errors import InputError
 from ptglab.spec import Cell
 
 TABLES = ("results.csv", "curves.csv")  # what is gathered from the cells, where they leave it
 GATHER_EVERY = 10  # seconds at least between two gatherings
-# A cell dies with the sweep, which may be killed: otherwise it would go on beside the same cell of the next sweep.
-BOOT = """
-import ctypes, json, os, sys
-getattr(ctypes.CDLL(None), "prctl", lambda *_: None)(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
-if os.getppid() != int(sys.argv[1]): sys.exit(1)
-from pathlib import Path
-from ptglab import stopping
-from ptglab.errors import InputError
-from ptglab.execution import execute
-stopping.catch()
-try:
-    execute(sys.argv[2], Path("notebook.ipynb"), json.loads(sys.argv[3]))
-except InputError as error:
-    sys.exit(str(error))
-except KeyboardInterrupt:
-    print(stopping.LINE, file=sys.stderr)
-    sys.exit(stopping.STATUS)
-"""
 
 
 @dataclass(frozen=True)
 class Event:
-    """What became of a cell: skipped, started, finished, failed, or blocked by a stage that failed."""
+    """What became of a cell: skipped, started (`where`), lost with its worker, finished, failed, or blocked by a stage
+    that failed."""
 
     cell: Cell
     state: str
     seconds: float = 0.0
     error: str = ""
+    where: str = ""
 
 
 def estimate(cells: list[Cell], out: Path, jobs: int) -> float:
@@ -66,77 +46,98 @@ def estimate(cells: list[Cell], out: Path, jobs: int) -> float:
     return sum(expected) / jobs
 
 
-def run(cells: list[Cell], out: str | Path, jobs: int = 1, gathered: list[Cell] | None = None) -> Iterator[Event]:
-    """Execute the unfinished `cells` below `out`, `jobs` at a time, each in a process and a kernel of its own.
+def run(
+    cells: list[Cell], out: str | Path, jobs: int = 1, dask: str = "", gathered: list[Cell] | None = None
+) -> Iterator[Event]:
+    """Execute the unfinished `cells` below `out`, each in a process and a kernel of its own: `jobs` at a time on this
+    machine, or on the Dask cluster whose scheduler is at `dask`.
 
     Yields an Event whenever something became of a cell. `out` then holds a folder a cell, `results.csv` (and what else
-    TABLES names) gathered from them, or from `gathered`, and
-    `cells.csv`, which says how long each took. A cell that failed leaves
-    the others alone. Raises InputError if another sweep is at work in `out`.
+    TABLES names) gathered from them, or from `gathered`, `cells.csv`, which says how long each took, and `log.txt`. A
+    cell that failed leaves the others alone; one whose worker was lost is begun again by another. Raises InputError if
+    another sweep is at work in `out`, or if the cluster cannot be had.
     """
-    out = Path(out).resolve()
-    with _alone(out), ThreadPoolExecutor(jobs) as pool:
-        processes: dict[str, subprocess.Popen] = {}
-        waiting, running, broken, latest = [], {}, set(), -math.inf
-        gathered = cells if gathered is None else gathered
+    out, gathered, latest = Path(out).resolve(), cells if gathered is None else gathered, -math.inf
+    with _alone(out):
+        waiting = []
         for cell in cells:
             if cell.finished(out):
                 yield Event(cell, "skipped")
             else:
                 waiting.append(cell)
-        open_stages = {cell.name for cell in waiting}
         try:
-            while waiting or running:
-                for cell in [c for c in waiting if broken.intersection(c.needs)]:
-                    waiting.remove(cell)
-                    broken.add(cell.name)
-                    yield Event(cell, "blocked", error=f"{next(n for n in cell.needs if n in broken)} failed")
-                ready = [c for c in waiting if not open_stages.intersection(c.needs)]
-                for cell in ready[: jobs - len(running)]:
-                    waiting.remove(cell)
-                    running[pool.submit(execute, cell, out, jobs, processes)] = cell, time.perf_counter()
-                    yield Event(cell, "started")
-                for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
-                    cell, began = running.pop(future)
-                    open_stages.discard(cell.name)
-                    event = _outcome(cell, future, time.perf_counter() - began)
-                    if event.state == "failed":
-                        broken.add(cell.name)
-                    else:
-                        _note(out, event)
-                        if time.monotonic() - latest > GATHER_EVERY:
-                            gather(gathered, out)
-                            latest = time.monotonic()
-                    yield event
+            for event in _dispatch(waiting, out, jobs, dask) if waiting else []:
+                _log(out, event)
+                if event.state == "finished":
+                    _note(out, event)
+                    if time.monotonic() - latest > GATHER_EVERY:
+                        gather(gathered, out)
+                        latest = time.monotonic()
+                yield event
         finally:
-            for process in list(processes.values()):
-                process.terminate()
             gather(gathered, out)
 
 
-def execute(cell: Cell, out: Path, jobs: int, processes: dict[str, subprocess.Popen]) -> str:
-    """Execute a cell in its folder; return the last line of its error, or nothing.
+def _dispatch(waiting: list[Cell], out: Path, jobs: int, dask: str) -> Iterator[Event]:
+    """Hand all of `waiting` to Dask, which knows what needs what, and yield what it says of them."""
+    with cluster.connect(dask, jobs, out) as (client, site):
+        news, futures, stages, begun = queue.SimpleQueue(), {}, {}, {}
+        client.subscribe_topic(site.token, news.put)
+        for cell in waiting:
+            stages[cell.name] = future = cluster.submit(client, cell, site, stages)
+            futures[future.key] = cell, future
+            future.add_done_callback(news.put)
+        del stages, future
+        try:
+            while futures:
+                new = news.get()
+                if isinstance(new, tuple):  # when, and which cell a worker has begun
+                    name, where = new[1]["cell"], new[1]["where"]
+                    cell = next((cell for cell, _ in futures.values() if cell.name == name), None)
+                    if cell and begun.setdefault(name, []):
+                        yield Event(cell, "lost", error=f"with worker {begun[name][-1]}; begun again by {where}")
+                    if cell:
+                        begun[name].append(where)
+                        yield Event(cell, "started", where=where)
+                elif event := _outcome(client, futures[new.key][0], new, site, begun):
+                    del futures[new.key]
+                    yield event
+                else:  # its worker was lost too often for Dask, but not for us
+                    client.retry([new])
+                    new.add_done_callback(news.put)
+        finally:
+            with suppress(Exception):  # the scheduler may be gone
+                client.cancel([future for _, future in futures.values()])
 
-    It runs in a process of its own, which is in `processes` meanwhile, with its share of the threads of `jobs`.
-    """
-    folder = out / cell.name
-    folder.mkdir(parents=True, exist_ok=True)
-    values = {n: str(out / v) if v in cell.needs else v for n, v in cell.parameters.items()} | {"run_dir": str(folder)}
-    notebook = str(execution.notebook_path(cell.notebook).resolve())
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, engine.threads() // jobs))}
-    with suppress(InputError, OSError):
-        environment["PTGLAB_DATA"] = str(data.root().resolve(strict=True))
-    command = [sys.executable, "-c", BOOT, str(os.getpid()), notebook, json.dumps(values)]
-    with open(folder / "log.txt", "w") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        processes[cell.name] = process
-        status = process.wait()
-        del processes[cell.name]
-    if status == 0:
-        (folder / "failed-notebook.ipynb").unlink(missing_ok=True)
-        return ""
-    lines = [line for line in (folder / "log.txt").read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else f"ended with status {status}"
+
+def _outcome(client, cell: Cell, future, site: cluster.Site, begun: dict[str, list[str]]) -> Event | None:
+    """Return what became of a cell; None if it is to be tried again."""
+    from distributed import KilledWorker
+
+    if future.cancelled():
+        raise InputError(f"the Dask scheduler has gone, or was told to forget the sweep; {files.GO_ON}")
+    error = future.exception()
+    try:
+        if error is None:
+            result = future.result()
+            if result.archive is not None:
+                cluster.unpack(result.archive, site.out / cell.name)
+            return Event(cell, "finished", result.seconds)
+        blamed, reason = cell.name, f"{type(error).__name__}: {error}"
+        if isinstance(error, KilledWorker):  # Dask also counts workers that had only been meant to run it
+            blamed = error.task.removesuffix(f" {site.token}")
+            if len(begun.get(blamed, [])) <= cluster.LOSSES:
+                return None
+            reason = f"{len(begun[blamed])} workers were lost that ran it, as by too little memory"
+        elif isinstance(error, cluster.Failed):
+            blamed, reason = error.cell, error.reason
+            if error.archive is not None and blamed == cell.name:
+                cluster.unpack(error.archive, site.out / cell.name)
+    except InputError as refusal:
+        blamed, reason = cell.name, str(refusal)
+    if blamed != cell.name:
+        return Event(cell, "blocked", error=f"{blamed} failed")
+    return Event(cell, "failed", error=reason)
 
 
 def gather(cells: list[Cell], out: Path) -> None:
@@ -162,9 +163,10 @@ def _alone(out: Path) -> Iterator[None]:
         yield
 
 
-def _outcome(cell: Cell, future: Future, seconds: float) -> Event:
-    error = future.result()
-    return Event(cell, "failed" if error else "finished", seconds, error)
+def _log(out: Path, event: Event) -> None:
+    """Append a line to `log.txt`."""
+    with open(out / "log.txt", "a") as file:
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), event.state, event.cell.name, event.where + event.error, file=file)
 
 
 def _note(out: Path, event: Event) -> None:

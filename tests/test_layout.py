@@ -19,7 +19,7 @@ DETECTION = ["confident", "noise_rate", "feature_detectors", "planted", "label_e
 LEAVES = {"data", "noise", "augment", "backbones", "losses", "optim", "metrics", "figures", "runs", "live"}
 LEAVES |= {"oddities", *DETECTION}
 LOOPS = {"pretrain", "finetune", "predict", "patches"}
-ROOMS = {"board", "recipes", "review", "spec", "sweep", "peers", "speed", "audit", "exports", "determinism"}
+ROOMS = {"board", "recipes", "review", "spec", "sweep", "peers", "speed", "audit", "exports", "determinism", "cluster"}
 ROOMS |= {"explorer", "findings", "lasso", "panel", "stored"}
 MAY_IMPORT = {
     "__init__": set(),
@@ -47,7 +47,8 @@ MAY_IMPORT = {
     **dict.fromkeys(ROOMS, FOUNDATIONS | LEAVES | {"engine"} | LOOPS),
     "speed": FOUNDATIONS | LEAVES | {"engine", "peers"} | LOOPS,
     "spec": FOUNDATIONS | LEAVES | {"engine", "recipes"} | LOOPS,
-    "sweep": FOUNDATIONS | LEAVES | {"engine", "spec"},
+    "cluster": FOUNDATIONS | LEAVES | {"engine", "spec", "__version__"},
+    "sweep": FOUNDATIONS | LEAVES | {"engine", "spec", "cluster"},
     "board": {"spec", "sweep"},
     "exports": FOUNDATIONS | LEAVES | {"__version__"},
     "findings": FOUNDATIONS | LEAVES | {"engine", "audit", "exports"} | LOOPS,
