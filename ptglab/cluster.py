@@ -109,7 +109,7 @@ def connect(address: str, jobs: int, out: Path) -> Iterator[tuple]:
                     worker_dashboard_address="127.0.0.1:0",
                 )  # fmt: skip
                 client = distributed.Client(inside, set_as_default=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:  # Dask's, of what it was given
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"no Dask scheduler answers at {address}: {said}") from None
     try:

@@ -99,7 +99,9 @@ def _dispatch(waiting: list[Cell], out: Path, jobs: int, dask: str) -> Iterator[
                     if cell:
                         begun[name].append(where)
                         yield Event(cell, "started", where=where)
-                elif event := _outcome(client, futures[new.key][0], new, site, begun):
+                elif not new.done():  # it is tried again, with a cell that needs it
+                    new.add_done_callback(news.put)
+                elif event := _outcome(futures[new.key][0], new, site, begun):
                     del futures[new.key]
                     yield event
                 else:  # its worker was lost too often for Dask, but not for us
@@ -110,7 +112,7 @@ def _dispatch(waiting: list[Cell], out: Path, jobs: int, dask: str) -> Iterator[
                 client.cancel([future for _, future in futures.values()])
 
 
-def _outcome(client, cell: Cell, future, site: cluster.Site, begun: dict[str, list[str]]) -> Event | None:
+def _outcome(cell: Cell, future, site: cluster.Site, begun: dict[str, list[str]]) -> Event | None:
     """Return what became of a cell; None if it is to be tried again."""
     from distributed import KilledWorker
 
