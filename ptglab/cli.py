@@ -180,6 +180,7 @@ def doctor(determinism: bool, device: str) -> None:
         "numpy",
         "scikit-learn",
         "papermill",
+        "distributed",
         "jupyterlab",
         "ipywidgets",
         "umap-learn",

@@ -4,6 +4,16 @@ On this machine Dask's scheduler and worker are threads of the sweep's own proce
 port is open that would run what others send, nothing can outlive the sweep. A cluster trusts its members: whoever
 reaches its scheduler can run programs on all of its workers and on the machine of the sweep. Keep it on a network of
 your own, or give it TLS (Dask's `distributed.comm`), which is then read from Dask's configuration.
+
+A cluster of SLURM's, in a notebook or a script that stays for as long as the sweep; a worker a job, a cell a worker:
+
+    from dask_jobqueue import SLURMCluster  # pip install dask-jobqueue
+    slurm = SLURMCluster(cores=1, job_cpu=8, memory="32GB", walltime="08:00:00", job_extra_directives=["--gres=gpu:1"],
+                         worker_extra_args=["--resources", "GPU=1"], job_script_prologue=["export OMP_NUM_THREADS=8"])
+    slurm.adapt(maximum_jobs=16)
+    print(slurm.scheduler_address)  # for: ptglab sweep cifar10n --dask ADDRESS
+
+Any other one: `dask scheduler`, and on each machine `dask worker ADDRESS --nthreads 1 --resources GPU=1`.
 """
 
 import importlib.metadata
@@ -111,7 +121,7 @@ def connect(address: str, jobs: int, out: Path) -> Iterator[tuple]:
                 client = distributed.Client(inside, set_as_default=False)
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:  # Dask's, of what it was given
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"no Dask scheduler answers at {address}: {said}") from None
+        raise InputError(f"no Dask scheduler answers at {address or 'this process'}: {said}") from None
     try:
         root = ""
         with suppress(InputError, OSError):

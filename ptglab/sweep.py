@@ -99,26 +99,26 @@ def _dispatch(waiting: list[Cell], out: Path, jobs: int, dask: str) -> Iterator[
                     if cell:
                         begun[name].append(where)
                         yield Event(cell, "started", where=where)
-                elif not new.done():  # it is tried again, with a cell that needs it
-                    new.add_done_callback(news.put)
-                elif event := _outcome(futures[new.key][0], new, site, begun):
+                elif event := _outcome(futures[new.key][0], new, site, begun, client):
                     del futures[new.key]
                     yield event
-                else:  # its worker was lost too often for Dask, but not for us
-                    client.retry([new])
+                else:
                     new.add_done_callback(news.put)
         finally:
             with suppress(Exception):  # the scheduler may be gone
                 client.cancel([future for _, future in futures.values()])
 
 
-def _outcome(cell: Cell, future, site: cluster.Site, begun: dict[str, list[str]]) -> Event | None:
-    """Return what became of a cell; None if it is to be tried again."""
+def _outcome(cell: Cell, future, site: cluster.Site, begun: dict[str, list[str]], client) -> Event | None:
+    """Return what became of a cell; None if it is tried again."""
     from distributed import KilledWorker
 
     if future.cancelled():
         raise InputError(f"the Dask scheduler has gone, or was told to forget the sweep; {files.GO_ON}")
-    error = future.exception()
+    try:
+        error = future.exception(timeout="5s")
+    except TimeoutError:  # tried again meanwhile, with another that needs it or that it needs
+        return None
     try:
         if error is None:
             result = future.result()
@@ -129,6 +129,7 @@ def _outcome(cell: Cell, future, site: cluster.Site, begun: dict[str, list[str]]
         if isinstance(error, KilledWorker):  # Dask also counts workers that had only been meant to run it
             blamed = error.task.removesuffix(f" {site.token}")
             if len(begun.get(blamed, [])) <= cluster.LOSSES:
+                client.retry([future])
                 return None
             reason = f"{len(begun[blamed])} workers were lost that ran it, as by too little memory"
         elif isinstance(error, cluster.Failed):

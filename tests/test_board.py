@@ -39,10 +39,12 @@ def test_a_plan_names_every_folder_what_is_shared_and_the_time(tmp_path, capsys)
 
 def test_every_end_of_a_cell_is_a_line_and_failures_are_told_again(capsys):
     events = [Event(CELLS[0], "skipped"), Event(CELLS[1], "started"), Event(CELLS[2], "started"),
+              Event(CELLS[1], "lost", error="with worker A; begun again by B"), Event(CELLS[1], "started", where="B"),
               Event(CELLS[1], "finished", 12.4), Event(CELLS[2], "failed", 3.0, "ValueError: no")]  # fmt: skip
     assert board.watch("t", events, CELLS, Path("out"), 2) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "   2 of 3  finished cells/one in 12 s" in lines
+    assert "lost cells/one with worker A; begun again by B" in lines
     assert any("failed cells/two[red] in 3 s ValueError: no" in line for line in lines)
     assert "t: 1 finished now, 1 before, 1 failed" in lines
     assert "failed: cells/two[red] (09_one_experiment): ValueError: no; see out/cells/two[red]/log.txt" in lines
