@@ -169,7 +169,8 @@ def _alone(out: Path) -> Iterator[None]:
 def _log(out: Path, event: Event) -> None:
     """Append a line to `log.txt`."""
     with open(out / "log.txt", "a") as file:
-        print(time.strftime("%Y-%m-%d %H:%M:%S"), event.state, event.cell.name, event.where + event.error, file=file)
+        words = time.strftime("%Y-%m-%d %H:%M:%S"), event.state, event.cell.name, event.where, event.error
+        print(*filter(None, words), file=file)
 
 
 def _note(out: Path, event: Event) -> None:

@@ -219,6 +219,20 @@ def test_a_scheduler_file_will_do_and_a_damaged_one_is_named(planned, tmp_path, 
         list(sweep.run(planned({"seed": 1}), tmp_path / "out", dask=str(file)))
 
 
+def test_a_scheduler_that_goes_ends_the_sweep_in_a_line(planned, tmp_path):  # noqa: F811
+    from distributed import LocalCluster
+
+    with LocalCluster(1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0", memory_limit=0,
+                      worker_dashboard_address="127.0.0.1:0") as found:  # fmt: skip
+        cells = planned({"wait": [0.0, 60.0]})
+        events = sweep.run(cells, tmp_path / "out", dask=found.scheduler_address)
+        assert [next(events).state for _ in range(2)] == ["started", "finished"]
+        found.close()
+        with pytest.raises(InputError, match="the Dask scheduler has gone, .*; run again, it goes on where it was"):
+            list(events)
+    assert states(sweep.run(cells[:1], tmp_path / "out")) == {cells[0].name: "skipped"}
+
+
 def test_a_gpu_is_asked_for_where_workers_declare_some(planned, tmp_path):  # noqa: F811
     from distributed import LocalCluster
 
