@@ -72,7 +72,7 @@ class Stored:
         done = 0
         for event in sweep.run(cells, self.out, jobs, gathered=spec.plan(self.spec)) if cells else ():
             done += event.state == "finished"
-            if event.error:
+            if event.state in ("failed", "blocked"):
                 raise InputError(f"{event.cell.name}: {event.error}; see {self.out / event.cell.name / 'log.txt'}")
             yield done, len(cells), event
 
