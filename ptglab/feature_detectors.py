@@ -4,38 +4,41 @@ import numpy as np
 from scipy.special import softmax
 
 from ptglab import confident, neighbours, noise_rate
+from ptglab.neighbours import Near
 from ptglab.suspects import Suspects, class_rows, suspects
 
 KEPT, MOST = 0.95, 64  # of the features' variance, and of the directions that hold it: the rest is noise
 FITS = 8  # of the densities, each with the weights that the last one gives
 
 
-def neighbour_votes(labels: np.ndarray, features: np.ndarray, num_classes: int, k: int) -> np.ndarray:
+def neighbour_votes(
+    labels: np.ndarray, features: np.ndarray | None, num_classes: int, k: int, near: Near | None = None
+) -> np.ndarray:
     """Return float32 [N, K]: how the `k` nearest other rows vote, by their given labels."""
-    similarity, index = neighbours.nearest(features, k)
+    similarity, index = neighbours.first(near, features, k)
     return neighbours.vote(similarity, labels[index], num_classes)
 
 
-def knn(labels: np.ndarray, features: np.ndarray, k: int = 20) -> Suspects:
+def knn(labels: np.ndarray, features: np.ndarray | None, near: Near | None = None, k: int = 20) -> Suspects:
     """Flag labels that their `k` nearest neighbours outvote; the score is its vote less the largest other.
 
-    Neighbours by cosine similarity of `features`, the row itself left out. Zhu et al. 2022 (arXiv 2110.06283), the
-    local vote of section 3.2, with weights by similarity.
+    Neighbours by cosine similarity of `features`, the row itself left out, or the first of `near`. Zhu et al. 2022
+    (arXiv 2110.06283), the local vote of section 3.2, with weights by similarity.
     """
-    votes = neighbour_votes(labels, features, num_classes(labels), k)
+    votes = neighbour_votes(labels, features, num_classes(labels), k, near)
     rows = confident.read(labels, votes)
     margin = confident.margin(labels, votes, rows)
     return suspects(labels, votes, margin, margin < -confident.TIE, rows.best)
 
 
-def simifeat(labels: np.ndarray, features: np.ndarray, k: int = 10) -> Suspects:
+def simifeat(labels: np.ndarray, features: np.ndarray | None, near: Near | None = None, k: int = 10) -> Suspects:
     """Flag in each class the labels least like their neighbours', as many as `noise_rate.consensus` estimates wrong.
 
     The score is the cosine of the neighbours' vote [K] with the given label. SimiFeat-R of Zhu, Dong & Liu 2022
     (arXiv 2110.06283), section 3.3; votes count by similarity, as in `knn`, which leaves few ties, and there is one
     round on features as they are, where theirs are many on augmented images.
     """
-    similarity, index = neighbours.nearest(features, k)
+    similarity, index = neighbours.first(near, features, k)
     votes = neighbours.vote(similarity, labels[index], num_classes(labels))
     score = likeness(votes)[np.arange(len(labels)), labels]
     joint = noise_rate.consensus(labels, index[:, :2], votes.shape[1])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.mixture import GaussianMixture
 
-from ptglab import confident, feature_detectors, planted
+from ptglab import confident, feature_detectors, neighbours, planted
 from ptglab.errors import InputError, one_of
 from ptglab.suspects import Suspects, check, check_classes, class_rows, refuse_in_sample, suspects
 from ptglab.suspects import flag as flag
@@ -27,31 +27,39 @@ def detect(
     features: np.ndarray | None = None,
     history: np.ndarray | None = None,
     seed: int = 0,
+    near: neighbours.Near | None = None,
     **options,
 ) -> Suspects:
     """Run the detector `name` on `labels`, the given ones, int64 [N].
 
     probs: out-of-fold float [N, K]; features: float [N, D]; history: float [E, N] margins over epochs; DETECTORS says
-    which of them each needs; `options` are the detector's own keyword arguments. Raises InputError for an unknown name,
-    for an input that is missing, in-sample, of the wrong shape or not finite, for labels outside 0 to K - 1, and for
-    too few classes or rows.
+    which of them each needs. near: what `neighbours.nearest` found among the features, 20 a row at least, so that one
+    search serves all detectors; `options` are the detector's own keyword arguments. Raises InputError for an unknown
+    name, for an input that is missing, in-sample, of the wrong shape or not finite, for labels outside 0 to K - 1, and
+    for too few classes or rows.
     """
     detector = DETECTORS[one_of("detector", name, DETECTORS)]
     refuse_in_sample(probs)
     labels, inputs = np.asarray(labels), {"probs": probs, "features": features, "history": history}
+    near = near if detector.near else None
+    needs = [need for need in detector.needs if need != "features" or near is None or detector.near == "beside"]
     inputs = {key: np.asarray(array) for key, array in inputs.items() if array is not None}
-    if missing := [need for need in detector.needs if need not in inputs]:
+    if missing := [need for need in needs if need not in inputs]:
         raise InputError(f"detector '{name}' needs {missing[0]}")
-    used = {key: inputs[key] for key in (*detector.needs, *detector.takes) if key in inputs}
-    if not used:
+    used = {key: inputs[key] for key in (*needs, *detector.takes) if key in inputs}
+    if detector.takes and not used:
         raise InputError(f"detector '{name}' needs {' or '.join(detector.takes)}")
     check(labels, **used)
+    if near is not None and len(near[1]) != len(labels):
+        raise InputError(f"near has {len(near[1])} rows for {len(labels)} labels")
     if len(labels) < detector.rows:
         raise InputError(f"detector '{name}' needs at least {detector.rows} rows; there are {len(labels)}")
     check_classes(labels, used["probs"].shape[1] if "probs" in used else None)
+    if near is not None:
+        options["near"] = near
     if detector.seeded:
         options["seed"] = seed
-    needed = [used.pop(need) for need in detector.needs]
+    needed = [used.pop(need, None) for need in detector.needs]
     return detector.find(labels.astype(np.int64, copy=False), *needed, **used, **options)
 
 
@@ -206,13 +214,15 @@ def _largest_margins(labels: np.ndarray, probs: np.ndarray, removals: np.ndarray
 class Detector:
     """A row of DETECTORS: a function of labels, of all it `needs` in order, and by name of what it `takes` if there.
 
-    Seeded if it takes a `seed`; `rows` are the fewest it can work on.
+    Seeded if it takes a `seed`; near: whether it takes neighbours, `instead` of features or `beside` them; `rows` are
+    the fewest it can work on.
     """
 
     find: Callable[..., Suspects]
     needs: tuple[str, ...]
     takes: tuple[str, ...] = ()
     seeded: bool = False
+    near: str = ""
     rows: int = 1
 
 
@@ -224,11 +234,11 @@ DETECTORS = {
     "prune_by_noise_rate": Detector(prune_by_noise_rate, ("probs",)),
     "prune_both": Detector(prune_both, ("probs",)),
     "small_loss": Detector(small_loss, ("probs",), rows=2),
-    "knn": Detector(feature_detectors.knn, ("features",), rows=2),
-    "simifeat": Detector(feature_detectors.simifeat, ("features",), rows=3),
+    "knn": Detector(feature_detectors.knn, ("features",), near="instead", rows=2),
+    "simifeat": Detector(feature_detectors.simifeat, ("features",), near="instead", rows=3),
     "density": Detector(feature_detectors.density, ("features",), rows=2),
     "margin_history": Detector(margin_history, ("history", "probs"), rows=2),
     "forgetting": Detector(forgetting, ("history", "probs"), rows=2),
-    "auxiliary": Detector(planted.auxiliary, ("probs", "features"), seeded=True, rows=10),
-    "ensemble": Detector(planted.ensemble, (), ("probs", "features"), seeded=True, rows=10),
+    "auxiliary": Detector(planted.auxiliary, ("probs", "features"), near="beside", seeded=True, rows=10),
+    "ensemble": Detector(planted.ensemble, (), ("probs", "features"), near="beside", seeded=True, rows=10),
 }

@@ -32,13 +32,15 @@ def estimate(
     method: str = "joint",
     bootstrap: int = 100,
     seed: int = 0,
+    near: neighbours.Near | None = None,
 ) -> NoiseRate:
     """Estimate the share of wrong labels among the given ones, int64 [N], and how they go wrong.
 
     method: "joint", from out-of-fold `probs`, float [N, K], by the calibrated confident joint (Northcutt et al. 2021,
-    arXiv 1911.00068, equation 3); "clusterability", from `features`, float [N, D], see `consensus`. `bootstrap` sets of
-    rows are drawn anew for the interval, 1.96 of their standard deviations to either side: it holds the error of
-    drawing rows, not that of a bad network. A class that nobody truly has is given as itself.
+    arXiv 1911.00068, equation 3); "clusterability", from `features`, float [N, D], or `near`, what
+    `neighbours.nearest` found among them, see `consensus`. `bootstrap` sets of rows are drawn anew for the interval,
+    1.96 of their standard deviations to either side: it holds the error of drawing rows, not that of a bad network. A
+    class that nobody truly has is given as itself.
     Neither can know noise in which most labels of a class are one other class. Raises InputError for an input that is
     missing, wrong or in-sample, and for labels of a single class.
     """
@@ -56,7 +58,7 @@ def estimate(
     check_classes(labels, num_classes)
     if need == "probs" and inputs.shape[1] != num_classes:
         raise InputError(f"probs has {inputs.shape[1]} columns for {num_classes} classes")
-    counts, joint_of, size = fit(labels.astype(np.int64, copy=False), inputs, num_classes)
+    counts, joint_of, size = fit(labels.astype(np.int64, copy=False), inputs, num_classes, near)
     joint = joint_of(None)
     draws, share = np.random.default_rng(seed), counts / counts.sum()
     again = [wrong_share(joint_of(draws.multinomial(size, share))) for _ in range(bootstrap)]
@@ -123,17 +125,21 @@ def _climb(triples: torch.Tensor, counts: torch.Tensor, joint: torch.Tensor, ste
     return joint
 
 
-def _from_probs(labels: np.ndarray, probs: np.ndarray, num_classes: int) -> tuple[np.ndarray, Callable, int]:
+def _from_probs(
+    labels: np.ndarray, probs: np.ndarray, num_classes: int, near: neighbours.Near | None
+) -> tuple[np.ndarray, Callable, int]:
     """Return (how often each row counts, function of such counts to the joint, rows to draw anew)."""
     rows = confident.read(labels, probs)
     return np.ones(len(labels)), lambda weights: confident.joint(labels, probs, rows, weights), len(labels)
 
 
-def _from_features(labels: np.ndarray, features: np.ndarray, num_classes: int) -> tuple[np.ndarray, Callable, int]:
+def _from_features(
+    labels: np.ndarray, features: np.ndarray, num_classes: int, near: neighbours.Near | None
+) -> tuple[np.ndarray, Callable, int]:
     """Return the same of triples of labels; a third of the rows, for each label stands in three triples."""
     if len(labels) < 3:
         raise InputError(f"neighbours of 3 rows at least are compared; there are {len(labels)}")
-    counts, joint_of = _consensus(labels, neighbours.nearest(features, 2)[1], num_classes)
+    counts, joint_of = _consensus(labels, neighbours.first(near, features, 2)[1], num_classes)
     return counts, joint_of, max(1, len(labels) // 3)
 
 

@@ -15,7 +15,9 @@ Judge = Callable[
 ]  # (rows [M], a label for each [M]) -> score [M], low = suspicious
 
 
-def auxiliary(labels: np.ndarray, probs: np.ndarray, features: np.ndarray, seed: int = 0) -> Suspects:
+def auxiliary(
+    labels: np.ndarray, probs: np.ndarray, features: np.ndarray, near: neighbours.Near | None = None, seed: int = 0
+) -> Suspects:
     """Train a small network to tell planted flips from given labels, and score the given labels with it.
 
     N given labels, which may be wrong, against N labels planted in the place of others, which rows and which labels
@@ -25,13 +27,17 @@ def auxiliary(labels: np.ndarray, probs: np.ndarray, features: np.ndarray, seed:
     section 2). Flagged above one half; the score is 1 less that probability, and a thousandth of the network's own is
     taken off too, which ranks those that are equally sure.
     """
-    views = _look(labels, probs, features)
+    views = _look(labels, probs, features, near)
     score = _network(labels, views, seed)(np.arange(len(labels)), labels)
     return suspects(labels, views.belief, score, score < 0.5)
 
 
 def ensemble(
-    labels: np.ndarray, probs: np.ndarray | None = None, features: np.ndarray | None = None, seed: int = 0
+    labels: np.ndarray,
+    probs: np.ndarray | None = None,
+    features: np.ndarray | None = None,
+    near: neighbours.Near | None = None,
+    seed: int = 0,
 ) -> Suspects:
     """Flag as many labels as are estimated to be wrong, of the lowest mean rank among several detectors.
 
@@ -44,7 +50,7 @@ def ensemble(
     planted ones and counts double, and of the joint's estimate, which is too many where the inputs cannot tell classes
     apart.
     """
-    views, n = _look(labels, probs, features), len(labels)
+    views, n = _look(labels, probs, features, near), len(labels)
     judges = _judges(labels, views, seed)
     given = {name: judge(np.arange(n), labels) for name, judge in judges.items()}
     ranks = {name: _rank(score) for name, score in given.items()}
@@ -99,12 +105,14 @@ class _Views:
     logs: np.ndarray | None = None
 
 
-def _look(labels: np.ndarray, probs: np.ndarray | None, features: np.ndarray | None) -> _Views:
+def _look(
+    labels: np.ndarray, probs: np.ndarray | None, features: np.ndarray | None, near: neighbours.Near | None = None
+) -> _Views:
     """Return the views of what is there; the joint with fewer wrong labels: poor inputs count their own faults too."""
     k = feature_detectors.num_classes(labels) if probs is None else probs.shape[1]
     found, joints = {"probs": probs}, [] if probs is None else [confident.joint(labels, probs)]
     if features is not None:
-        similarity, index = neighbours.nearest(features, 20)
+        similarity, index = neighbours.first(near, features, 20)
         found["votes"] = neighbours.vote(similarity, labels[index], k)
         found["votes_of_10"] = neighbours.vote(similarity[:, :10], labels[index[:, :10]], k)
         found["logs"] = feature_detectors.log_likelihoods(labels, features, k)

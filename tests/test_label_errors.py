@@ -10,7 +10,7 @@ import torch
 from conftest import refused
 from wrong_labels import blobs, both_types, overlapping, random_problem
 
-from ptglab import confident, feature_detectors, label_errors, metrics
+from ptglab import confident, feature_detectors, label_errors, metrics, neighbours
 from ptglab.errors import InputError
 from ptglab.label_errors import DETECTORS, Suspects, detect, lower_of_two
 from ptglab.suspects import InSample
@@ -414,7 +414,7 @@ def test_in_sample_probabilities_are_refused(name):
 
 @pytest.mark.parametrize("function", [detect, *(detector.find for detector in DETECTORS.values())])
 def test_no_detector_can_see_the_truth(function):
-    allowed = {"name", "labels", "probs", "features", "history", "seed", "options", "share", "k", "ratio"}
+    allowed = {"name", "labels", "probs", "features", "history", "seed", "near", "options", "share", "k", "ratio"}
     assert set(inspect.signature(function).parameters) <= allowed
 
 
@@ -531,3 +531,21 @@ def test_labels_of_one_class_only_give_finite_scores(name):
     suspects = detect(name, LABELS * 0, PROBS, FEATURES, HISTORY)
     assert np.isfinite(suspects.score).all()
     assert (suspects.suggested != 0)[suspects.flagged].all()
+
+
+@pytest.mark.parametrize("name", ["knn", "simifeat", "auxiliary", "ensemble"])
+def test_one_search_serves_every_detector(monkeypatch, name):
+    """With the neighbours given nothing is searched, and the result is the same; knn and simifeat need no features."""
+    labels, probs, features, _, _ = overlapping(0.2, 0)
+    expected = detect(name, labels, probs, features, seed=3)
+    near = neighbours.nearest(features, 25)
+    monkeypatch.setattr(neighbours, "nearest", None)
+    assert_same(detect(name, labels, probs, features, seed=3, near=near), expected)
+    if name in ("knn", "simifeat"):
+        assert_same(detect(name, labels, near=near), expected)
+    else:
+        refused("needs features" if name == "auxiliary" else "needs probs or features", call=detect)(
+            name, labels, near=near, **({"probs": probs} if name == "auxiliary" else {}))  # fmt: skip
+    refused(f"near has 9 rows for {len(labels)} labels", call=detect)(
+        name, labels, probs, features, near=[part[:9] for part in near]
+    )

@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "cli": FOUNDATIONS | LEAVES | {"engine"} | LOOPS | ROOMS | {"processes", "__version__"},
 }
 HEAVY = {"papermill", "jupyter", "jupyterlab", "jupyter_client", "jupyter_core", "notebook", "ipykernel", "ipywidgets",
-         "IPython", "plotly", "umap", "seaborn", "dask", "distributed", "nbformat", "nbclient", "nbconvert",
+         "IPython", "plotly", "umap", "faiss", "seaborn", "dask", "distributed", "nbformat", "nbclient", "nbconvert",
          "anywidget"}  # fmt: skip
 GENERATORS = {"default_rng", "Generator", "SeedSequence", "PCG64"}  # of np.random; the rest is global state
 TORCH_DRAWS = {"rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal"}

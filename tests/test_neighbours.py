@@ -11,6 +11,7 @@ from sklearn.manifold import trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
 from ptglab import neighbours
+from ptglab.errors import InputError
 
 
 def data(n: int, d: int = 12, seed: int = 0) -> np.ndarray:
@@ -188,3 +189,89 @@ def test_the_plane_keeps_neighbourhoods(umap):
         return trustworthiness(features, coordinates, n_neighbors=15, metric="cosine")
 
     assert kept(plane) > 0.95  # UMAP by cosine without our neighbours .97, by distance .80
+
+
+def blobs(n: int, d: int = 8, seed: int = 0) -> np.ndarray:
+    """Rows in clusters, as a network's features are."""
+    draws = np.random.default_rng(seed)
+    return (draws.normal(size=(20, d))[draws.integers(0, 20, n)] + draws.normal(0, 0.3, (n, d))).astype(np.float32)
+
+
+@pytest.mark.parametrize("rows", [1, 16, 50, 202])
+@pytest.mark.parametrize("bank", [None, 150])
+def test_a_bank_in_parts_finds_what_it_finds_whole(monkeypatch, tmp_path, rows, bank):
+    """Mapped to a file, as what is larger than memory would be; parts of fewer rows than neighbours, too."""
+    np.save(tmp_path / "features.npy", data(203))
+    mapped, bank = np.load(tmp_path / "features.npy", mmap_mode="r"), None if bank is None else data(bank, seed=1)
+    expected = neighbours.nearest(mapped, 5, bank)
+    monkeypatch.setattr(neighbours, "BANK_ROWS", rows)
+    monkeypatch.setattr(neighbours, "BLOCK_ELEMENTS", 997)
+    similarity, index = neighbours.nearest(mapped, 5, bank)
+    np.testing.assert_array_equal(index, expected[1])
+    np.testing.assert_allclose(similarity, expected[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+@pytest.mark.parametrize("bank", [None, 3000])
+def test_the_index_finds_most_of_the_neighbours(monkeypatch, capsys, bank, tensor):
+    pytest.importorskip("faiss")
+    features, bank = blobs(4000), None if bank is None else blobs(bank, seed=1)
+    if tensor:
+        features, bank = torch.from_numpy(features), None if bank is None else torch.from_numpy(bank)
+    exact_similarity, exact = neighbours.nearest(features, 20, bank)
+    monkeypatch.setattr(neighbours, "INDEX_FROM", 100)
+    monkeypatch.setattr(neighbours, "BANK_ROWS", 777)
+    monkeypatch.setattr(neighbours, "ROWS_A_LIST", 64)
+    similarity, index = neighbours.nearest(features, 20, bank)
+    assert similarity.dtype == np.float32 and index.dtype == np.int64 and index.shape == (4000, 20)
+    assert neighbours.recall(index, exact) >= neighbours.RECALL - 0.03  # it was asked of a sample
+    assert not (index == exact).all()  # it was not the exact search
+    assert (np.diff(similarity, axis=1) <= 0).all() and (similarity <= exact_similarity + 1e-6).all()
+    if bank is None:
+        assert (index != np.arange(4000)[:, None]).all()
+    assert "of the 20 nearest of 256 rows are found" in capsys.readouterr().err
+
+
+def test_rows_that_the_index_finds_too_few_for_are_compared_with_all(monkeypatch, capsys):
+    """Few lists of about 8 rows hold 20 neighbours and itself; the sample is content with any share of them."""
+    pytest.importorskip("faiss")
+    features = blobs(500)
+    exact = neighbours.nearest(features, 20)[1]
+    for name, value in {"INDEX_FROM": 10, "ROWS_A_LIST": 8, "TRAINED": 8, "RECALL": 0.0, "FEWEST": 1}.items():
+        monkeypatch.setattr(neighbours, name, value)
+    index = neighbours.nearest(features, 20)[1]
+    assert (index >= 0).all() and (index == exact).all(1).mean() > 0.95
+
+
+def test_without_faiss_all_pairs_are_compared_and_the_time_is_told(monkeypatch, capsys):
+    features, exact = data(300), neighbours.nearest(data(300), 5)
+    for name, value in {"INDEX_FROM": 10, "TOLD_FROM": -1, "BLOCK_ELEMENTS": 3000, "_faiss": lambda: None}.items():
+        monkeypatch.setattr(neighbours, name, value)
+    similarity, index = neighbours.nearest(features, 5)
+    np.testing.assert_array_equal(index, exact[1])
+    told = capsys.readouterr().err
+    assert "comparing 300 x 300 rows takes about 0 minutes" in told and "pip install 'ptglab[faiss]'" in told
+
+
+def test_recall_by_hand():
+    assert neighbours.recall(np.array([[1, 2], [5, 4]]), np.array([[2, 3], [4, 5]])) == 0.75
+
+
+def test_the_first_of_those_that_were_found_before():
+    features = data(30)
+    near = neighbours.nearest(features, 9)
+    for k in (1, 9):
+        for ours, theirs in zip(neighbours.first(near, None, k), neighbours.nearest(features, k), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert neighbours.first(neighbours.nearest(features[:5], 9), None, 9)[1].shape == (5, 4)
+    with pytest.raises(InputError, match="10 are needed"):
+        neighbours.first(near, None, 10)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 80])
+def test_votes_are_counted_in_blocks(monkeypatch, rows):
+    draws = np.random.default_rng(0)
+    similarity, labels = draws.uniform(-1, 1, (80, 5)), draws.integers(0, 4, (80, 5))
+    expected = neighbours.vote(similarity, labels, 4)
+    monkeypatch.setattr(neighbours, "VOTERS", rows)
+    np.testing.assert_array_equal(neighbours.vote(similarity, labels, 4), expected)

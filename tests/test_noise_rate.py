@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import refused
+from conftest import planted, refused
 from wrong_labels import blobs, random_problem
 
 from ptglab import confident, neighbours, noise_rate
@@ -220,3 +220,12 @@ def test_the_interval_ends_at_one():
     labels, features = np.append([0, 1], draws.integers(0, 2, 4)), draws.normal(size=(6, 3))
     found = noise_rate.estimate(labels, 2, features=features, method="clusterability")
     assert found.rate > 0.5 and found.high == 1
+
+
+def test_neighbours_found_before_give_the_same_estimate(monkeypatch):
+    labels, _, _, features = planted(400)
+    expected = noise_rate.estimate(labels, 5, features=features, method="clusterability", bootstrap=5)
+    near = neighbours.nearest(features, 6)
+    monkeypatch.setattr(neighbours, "nearest", None)
+    found = noise_rate.estimate(labels, 5, features=features, method="clusterability", bootstrap=5, near=near)
+    assert (found.rate, found.low, found.high) == (expected.rate, expected.low, expected.high)

@@ -161,7 +161,7 @@ def test_the_ensemble_without_probabilities_counts_by_the_consensus():
 
 @pytest.mark.parametrize("function", [planted.auxiliary, planted.ensemble, planted.plant])
 def test_what_is_planted_depends_on_no_truth(function):
-    allowed = {"labels", "probs", "features", "seed", "likely", "joint", "draws"}
+    allowed = {"labels", "near", "probs", "features", "seed", "likely", "joint", "draws"}
     assert set(inspect.signature(function).parameters) <= allowed
 
 
