@@ -1,6 +1,7 @@
 """What confident learning reads from rows of probabilities: thresholds, the confident class, the confident joint.
 
-Compiled passes, each over all rows once, side by side in threads. Northcutt et al. 2021 (arXiv 1911.00068).
+Compiled passes, each over all rows once, block by block, side by side in threads: what a row leaves is a few numbers,
+so that probabilities larger than memory may lie in a mapped file. Northcutt et al. 2021 (arXiv 1911.00068).
 """
 
 import warnings
@@ -15,6 +16,7 @@ from numba import njit
 from ptglab.errors import InputError
 
 TIE = 1e-6  # probabilities closer than this count as equal
+BLOCK_ROWS = 1 << 20  # of probabilities that are read at a time: they may lie in a mapped file
 PARTS = 4  # of the rows that each thread takes, so that none waits long for another
 
 
@@ -34,14 +36,17 @@ class Read:
 
 def read(labels: np.ndarray, probs: np.ndarray) -> Read:
     """Find what the detectors ask of each row, and raise InputError if a value is not finite."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, that it could write to a read-only array; nobody does
-        tensor = torch.from_numpy(np.ascontiguousarray(probs))
-    if not tensor.sum().isfinite():
-        raise InputError("probs holds values that are not finite")
-    largest = tensor.amax(1).numpy()
-    own, best = np.empty_like(largest), np.empty(len(probs), np.int64)
-    _in_threads(_read_rows, labels, probs, largest, own, best)
+    largest, own = np.empty(len(probs), probs.dtype), np.empty(len(probs), probs.dtype)
+    best = np.empty(len(probs), np.int64)
+    for start in range(0, len(probs), BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, that it could write to a read-only array; nobody does
+            tensor = torch.from_numpy(np.ascontiguousarray(probs[rows]))
+        if not tensor.sum().isfinite():
+            raise InputError("probs holds values that are not finite")
+        largest[rows] = tensor.amax(1).numpy()
+        _in_threads(_read_rows, labels[rows], tensor.numpy(), largest[rows], own[rows], best[rows])
     return Read(own, largest, best)
 
 

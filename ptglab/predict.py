@@ -1,5 +1,6 @@
 """Features and out-of-fold probabilities of every row, in dataset order; linear heads in bulk."""
 
+import math
 from collections import deque
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from ptglab.suspects import InSample
 
 BLOCK_ROWS = 1 << 16  # images whose features are in memory at a time
 BLOCK_ELEMENTS = 1 << 20  # logits worked on at a time
+HELD = 1 << 28  # features that are held in memory, 1 GB; more are read again, block by block, for each step
 MEMORY = 8  # steps that L-BFGS remembers
 MAX_STEPS, MAX_HALVINGS = 200, 20
 TOLERANCE = 1e-9  # of the squared gradient, relative to the loss at the start
@@ -78,11 +80,14 @@ def out_of_fold(
     every = versions.repeat(repeats * folds, 0)
     learned = seen if trusted is None else seen & trusted
     weight, bias = linear_heads(features, every, num_classes, seen=learned, l2=l2, device=device)
-    x, weight, bias = (torch.as_tensor(np.array(a, np.float32), device=device) for a in (features, weight, bias))
+    weight, bias = (torch.as_tensor(a, device=device) for a in (weight, bias))
     probs = np.zeros((*versions.shape, num_classes), np.float32)
-    for head, out in enumerate(~seen):
-        logits = torch.addmm(bias[head], x[torch.from_numpy(out).to(x.device)], weight[head])
-        probs[head // (repeats * folds), out] += logits.softmax(1).cpu().numpy() / repeats
+    for start in range(0, n, BLOCK_ROWS):
+        x = torch.as_tensor(np.array(features[start : start + BLOCK_ROWS], np.float32), device=device)
+        for head, out in enumerate(~seen[:, start : start + BLOCK_ROWS]):
+            logits = torch.addmm(bias[head], x[torch.from_numpy(out).to(x.device)], weight[head])
+            rows = start + np.flatnonzero(out)
+            probs[head // (repeats * folds), rows] += logits.softmax(1).cpu().numpy() / repeats
     return probs.reshape(*np.shape(labels_given), num_classes)
 
 
@@ -97,7 +102,8 @@ def linear_heads(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fit H multinomial logistic regressions on the same features in one problem.
 
-    features: float32 [N, D]. labels_given: int64 [H, N], a row a head; seen: bool [H, N], the rows each head is
+    features: float32 [N, D], which may be mapped to a file: more than HELD are read in blocks, again for each step of
+    the search, some sixty times. labels_given: int64 [H, N], a row a head; seen: bool [H, N], the rows each head is
     fitted on, by default all. Each head minimises its summed cross entropy plus l2/2 ||W||^2 on standardised
     features, bias free. Returns float32 (weight [H, D, K], bias [H, K]) for the features as they are.
     Raises InputError for labels of a single class or beyond `num_classes`.
@@ -112,42 +118,67 @@ def linear_heads(
     if labels_given.min() < 0 or labels_given.max() >= num_classes:
         found = f"{labels_given.min()} to {labels_given.max()}"
         raise InputError(f"labels run from {found}; they must lie between 0 and {num_classes - 1}")
-    x = torch.as_tensor(np.array(features, np.float32), device=device)
-    mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
-    x = torch.cat([(x - mean) / std, torch.ones_like(x[:, :1])], 1)  # the last feature carries the bias
-    penalty = torch.full((x.shape[1],), l2, device=x.device)
+    rows_at, mean, std, gram = _standardised(features, device)
+    penalty = torch.full((len(gram),), l2, device=gram.device)
     penalty[-1] = 0
-    values, vectors = torch.linalg.eigh((x.mT @ x / 2).double() + penalty.double().diag())
+    values, vectors = torch.linalg.eigh(gram / 2 + penalty.double().diag())
     turn = (vectors / values.clamp(min=1e-6 * values[-1]).sqrt()).float()  # [D + 1, D + 1]
-    y = torch.as_tensor(labels_given, device=x.device).mT  # [N, H]
-    seen = torch.ones_like(y, dtype=torch.bool) if seen is None else torch.as_tensor(seen, device=x.device).mT
-    seen, z, decay = seen.float(), x @ turn, turn.mT @ (penalty[:, None] * turn)
-    shape = (z.shape[1], num_classes, y.shape[1])  # [D + 1, K, H]; heads lie last, so that each sum below is over rows
+    y = torch.as_tensor(labels_given, device=turn.device).mT  # [N, H]
+    seen = torch.ones_like(y, dtype=torch.bool) if seen is None else torch.as_tensor(seen, device=turn.device).mT
+    seen, decay = seen.float(), turn.mT @ (penalty[:, None] * turn)
+    shape = (len(turn), num_classes, y.shape[1])  # [D + 1, K, H]; heads lie last, so that each sum below is over rows
     step = max(1, BLOCK_ELEMENTS // (num_classes * y.shape[1]))
-    blocks = [slice(start, start + step) for start in range(0, len(z), step)]
+    blocks = [slice(start, start + step) for start in range(0, len(y), step)]
+    held = rows_at(slice(None)) @ turn if math.prod(features.shape) <= HELD else None
 
-    target = z.new_zeros(shape)  # sum of the features of each class's rows
+    def turned(rows: slice) -> Tensor:
+        return rows_at(rows) @ turn if held is None else held[rows]
+
+    target = torch.zeros(shape, device=turn.device)  # sum of the features of each class's rows
     for rows in blocks:
-        given = torch.zeros(len(y[rows]), *shape[1:], device=z.device).scatter_(1, y[rows, None], seen[rows, None])
-        target += (z[rows].mT @ given.flatten(1)).view(shape)
+        given = torch.zeros(len(y[rows]), *shape[1:], device=y.device).scatter_(1, y[rows, None], seen[rows, None])
+        target += (turned(rows).mT @ given.flatten(1)).view(shape)
 
     def objective(v: Tensor) -> tuple[Tensor, Tensor]:
         """Return loss [H] and gradient at v, both [D + 1, K, H]."""
         shrink = (decay @ v.flatten(1)).view(shape)
         loss, gradient = (v * (shrink / 2 - target)).sum((0, 1)), shrink - target
         for rows in blocks:
-            logits = (z[rows] @ v.flatten(1)).view(-1, *shape[1:])  # [B, K, H]
+            z = turned(rows)
+            logits = (z @ v.flatten(1)).view(-1, *shape[1:])  # [B, K, H]
             largest = logits.amax(1, keepdim=True)
             p = logits.sub_(largest).exp_()
             total = p.sum(1, keepdim=True)
             loss += ((total.log() + largest)[:, 0] * seen[rows]).sum(0)
-            gradient += (z[rows].mT @ p.mul_(seen[rows, None] / total).flatten(1)).view(shape)
+            gradient += (z.mT @ p.mul_(seen[rows, None] / total).flatten(1)).view(shape)
         return loss, gradient
 
-    v = _lbfgs(objective, z.new_zeros(shape))
+    v = _lbfgs(objective, torch.zeros_like(target))
     weight = (turn @ v.flatten(1)).view(shape).permute(2, 0, 1).contiguous()  # [H, D + 1, K]
     weight, bias = weight[:, :-1] / std[:, None], weight[:, -1]
     return weight.cpu().numpy(), (bias - mean @ weight).cpu().numpy()
+
+
+def _standardised(
+    features: np.ndarray, device: torch.device | str
+) -> tuple[Callable[[slice], Tensor], Tensor, Tensor, Tensor]:
+    """Return (function of rows to float32 [B, D + 1], mean [D], std [D], the products of all columns [D + 1, D + 1]).
+
+    The function standardises features; the last one is 1 and carries the bias. Sums are float64, over blocks.
+    """
+    n, d = features.shape
+    mean, std = torch.zeros(d, device=device), torch.ones(d, device=device)
+
+    def rows_at(rows: slice) -> Tensor:
+        x = torch.as_tensor(np.array(features[rows], np.float32), device=device)
+        return torch.cat([(x - mean) / std, torch.ones_like(x[:, :1])], 1)
+
+    blocks = [slice(start, start + BLOCK_ROWS) for start in range(0, n, BLOCK_ROWS)]
+    mean += sum(rows_at(rows)[:, :-1].sum(0, dtype=torch.float64) for rows in blocks).float() / n
+    squares = sum(rows_at(rows)[:, :-1].double().square().sum(0) for rows in blocks)
+    std *= (squares / max(1, n - 1)).sqrt().float().clamp(min=1e-6)
+    gram = sum((x.mT @ x).double() for x in map(rows_at, blocks))
+    return rows_at, mean, std, gram
 
 
 def _lbfgs(objective: Callable[[Tensor], tuple[Tensor, Tensor]], v: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import numpy as np
 
 from ptglab.errors import InputError
 
+BLOCK_ROWS = 1 << 16  # that are looked at at a time
+
 
 class InSample(np.ndarray):
     """Probabilities of rows whose labels the network may have seen; detectors refuse them."""
@@ -76,7 +78,8 @@ def check(labels: np.ndarray, **arrays: np.ndarray) -> None:
             raise InputError(f"{name} has {rows} rows for {len(labels)} labels")
         if 0 in array.shape and rows:
             raise InputError(f"{name} is empty")
-        if name != "probs" and not np.isfinite(array).all():
+        blocks = range(0, len(array), BLOCK_ROWS)  # it may lie in a mapped file
+        if name != "probs" and not all(np.isfinite(array[i : i + BLOCK_ROWS]).all() for i in blocks):
             raise InputError(f"{name} holds values that are not finite")
 
 

@@ -11,6 +11,7 @@ from conftest import refused
 from wrong_labels import blobs, both_types, overlapping, random_problem
 
 from ptglab import confident, feature_detectors, label_errors, metrics, neighbours
+from ptglab import suspects as suspects_module
 from ptglab.errors import InputError
 from ptglab.label_errors import DETECTORS, Suspects, detect, lower_of_two
 from ptglab.suspects import InSample
@@ -549,3 +550,20 @@ def test_one_search_serves_every_detector(monkeypatch, name):
     refused(f"near has 9 rows for {len(labels)} labels", call=detect)(
         name, labels, probs, features, near=[part[:9] for part in near]
     )
+
+
+@pytest.mark.parametrize("rows", [1, 7, 500])
+@pytest.mark.parametrize("name", [*sorted(FROM_PROBS), "knn"])
+def test_blocks_of_any_size_find_the_same(monkeypatch, tmp_path, name, rows):
+    """Bit for bit, from probabilities in a mapped file read a few rows at a time, and from neighbours found before."""
+    labels, probs, features, _, _ = overlapping(0.2, 0)
+    near = neighbours.nearest(features, 20)
+    expected = detect(name, labels, probs, near=near)
+    np.save(tmp_path / "probs.npy", probs)
+    for module, constant in {confident: "BLOCK_ROWS", neighbours: "VOTERS", suspects_module: "BLOCK_ROWS"}.items():
+        monkeypatch.setattr(module, constant, rows)
+    assert_same(detect(name, labels, np.load(tmp_path / "probs.npy", mmap_mode="r"), near=near), expected)
+    spoilt = probs.copy()
+    spoilt[-1, 0] = np.nan
+    if name in FROM_PROBS:
+        refused("not finite", call=detect)(name, labels, spoilt)

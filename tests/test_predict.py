@@ -420,3 +420,25 @@ def test_probabilities_of_a_network_that_saw_the_labels_are_refused_as_evidence(
     assert type(outside) is np.ndarray
     found = label_errors.detect("confidence", given, outside).flagged & (given != true)
     assert found.sum() > 0.9 * (given != true).sum()
+
+
+@pytest.mark.parametrize("rows", [7, 100, 1 << 16])
+def test_features_larger_than_memory_give_the_same_probabilities(monkeypatch, tmp_path, rows):
+    """Mapped to a file, none of them held, read a few rows at a time."""
+    given, _, _, features = planted(n=300)
+    np.save(tmp_path / "features.npy", 3 + 0.1 * features)
+    mapped = np.load(tmp_path / "features.npy", mmap_mode="r")
+    expected = predict.out_of_fold(mapped, given, 5, repeats=2)
+    for name, value in {"HELD": 0, "BLOCK_ROWS": rows, "BLOCK_ELEMENTS": 5000}.items():
+        monkeypatch.setattr(predict, name, value)
+    read = []
+
+    class Watched:
+        shape = mapped.shape
+
+        def __getitem__(self, part):
+            read.append(len(mapped[part]))
+            return mapped[part]
+
+    np.testing.assert_allclose(predict.out_of_fold(Watched(), given, 5, repeats=2), expected, atol=1e-5)
+    assert max(read) == min(300, max(rows, 5000 // 50))
