@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ptglab import backbones, label_errors, pretrain
+from ptglab.decode import allocate
 from ptglab.errors import InputError, one_of
 from ptglab.label_errors import Suspects
 
@@ -62,7 +64,10 @@ def without_empty_colours(images: Tensor) -> Tensor:
     for block in images.split(4096):
         if (block[:, 1:].int() - block[:, :1]).abs().max() > 2:  # rounding of a grey JPEG
             return images
-    return images[:, :1].contiguous()
+    grey = torch.from_numpy(allocate((len(images), 1, *images.shape[2:])))
+    for block, into in zip(images.split(4096), grey.split(4096), strict=True):
+        into.copy_(block[:, :1])
+    return grey
 
 
 def views(name: str, images: Tensor, flip: bool) -> str:

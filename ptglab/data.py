@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ptglab import listed, parquet
-from ptglab.decode import allocate, decode
+from ptglab import cache, listed, parquet
+from ptglab.decode import decode, resized
 from ptglab.errors import InputError, one_of
 from ptglab.folders import listing, printable, split_folders
+from ptglab.sources import Files, Shards
 
 TORCHVISION = {
     "cifar10": "CIFAR10",
@@ -110,7 +111,8 @@ def load(
     class, or a flat one with a CSV `id,label`; a folder of either kind may hold `train` and `test`; WebVision,
     Clothing1M or ANIMAL-10N as published, where `listed` says what `labels` may be and which truth is known.
     labels: the column that is *given*; `label` beside it is then the truth. Without it the column is `label`, and the
-    truth is known for the names only, whose labels count as true. image_size: resize to this square; at_most: to this
+    truth is known for the names only, whose labels count as true. More pixels than `cache.LARGE` are decoded once and
+    mapped from a file from then on, see `cache`. image_size: resize to this square; at_most: to this
     one, what has more pixels a side. The id of an image in a folder is its path relative to `source`.
     Raises InputError, in one line, for whatever cannot be loaded.
     """
@@ -125,13 +127,13 @@ def load(
         elif source in TORCHVISION:
             image_set = _torchvision(source, split, labels)
         elif not listed.detect(Path(source)) and (files := parquet.split_files(Path(source), split)):
-            return _parquet(files, labels, image_size, at_most)
+            return _parquet(source, files, split, labels, image_size, at_most)
         else:
             return _folder(Path(source), split, labels, image_size, at_most)
     if at_most and max(image_set.images.shape[2:]) > at_most:
         image_size = image_size or at_most
     if image_size:
-        image_set = replace(image_set, images=_resize(image_set.images, image_size))
+        image_set = replace(image_set, images=resized(image_set.images, image_size))
     return image_set
 
 
@@ -284,17 +286,28 @@ def _human_labels(name: str, split: str, labels: str) -> tuple[np.ndarray, np.nd
     return columns[one_of(f"label column of {path}", labels, columns)], columns["label"]
 
 
-def _parquet(files: list[Path], labels: str | None, image_size: int | None, at_most: int | None) -> ImageSet:
-    blobs, given, true, class_names = parquet.read(files, labels)
+def _parquet(
+    source: str, files: list[Path], split: str, labels: str | None, image_size: int | None, at_most: int | None
+) -> ImageSet:
+    parquet.check(files[0], labels)
+    shards, options = Shards(list(map(os.path.abspath, files))), (image_size, at_most)
+    large = cache.is_large(shards, *options)
+    blobs, given, true, class_names = parquet.read(files, labels, images=not large)
     rows = np.flatnonzero(given >= 0)
     if not len(rows):
         raise InputError(f"label column '{labels or 'label'}' of {files[0]} has no label in any of its rows")
     ids = [str(i) for i in rows]
-    images, kept, broken, notes = decode([blobs[i] for i in rows], ids, io.BytesIO, image_size, at_most)
+    if large:
+        shards = replace(shards, skipped=np.flatnonzero(given < 0).tolist())
+        place = cache.folder(source, split, labels, *options)
+        images, kept, broken, notes = cache.images(shards, list(map(str, range(len(given)))), place, *options)
+        kept = np.searchsorted(rows, kept)
+    else:
+        images, kept, broken, notes = decode([blobs[i] for i in rows], ids, io.BytesIO, *options)
     missing = [(str(i), printable(f"has no {labels or 'label'}")) for i in np.flatnonzero(given < 0)]
     unreadable, rows = sorted(missing + broken, key=lambda pair: int(pair[0])), rows[kept]
-    true = None if true is None else true[rows]
-    return ImageSet(images, given[rows], true, class_names, [ids[i] for i in kept], unreadable, notes)
+    return ImageSet(images, given[rows], None if true is None else true[rows], class_names, [ids[i] for i in kept],
+                    unreadable, notes)  # fmt: skip
 
 
 def _folder(source: Path, split: str, labels: str | None, image_size: int | None, at_most: int | None) -> ImageSet:
@@ -303,7 +316,12 @@ def _folder(source: Path, split: str, labels: str | None, image_size: int | None
     parts = listed.listing(source, split, labels) if published else listing(folders[split], labels, source)
     files, given, true, unreadable = parts
     ids = [id for id in files if id in given]
-    images, kept, broken, notes = decode([files[id] for id in ids], ids, lambda path: path, image_size, at_most)
+    sources, options = Files([os.path.abspath(files[id]) for id in ids]), (image_size, at_most)
+    if cache.is_large(sources, *options):
+        place = cache.folder(source, split, labels, *options)
+        images, kept, broken, notes = cache.images(sources, ids, place, *options)
+    else:
+        images, kept, broken, notes = decode(sources.paths, ids, lambda path: path, *options)
     ids = [ids[i] for i in kept]
     names = {given[id] for id in ids} | {true[id] for id in ids if id in true}
     for other in folders.keys() - {split}:  # both splits number the classes alike, also one that only one of them has
@@ -321,9 +339,8 @@ def _folder(source: Path, split: str, labels: str | None, image_size: int | None
         notes.append(f"class '{class_names[lonely[0]]}' has one image: no other one of its class can speak for it")
     elif len(lonely):
         notes.append(f"{len(lonely):,} classes have one image each, the first: '{class_names[lonely[0]]}'")
-    inside = "" if folders[split] == source else f"{folders[split].name}/"
-    paths, ids = [Path(files[id]) for id in ids], [inside + id for id in ids]
-    unreadable = [(inside + id, reason) for id, reason in sorted(unreadable + broken)]
+    inside, paths = "" if folders[split] == source else f"{folders[split].name}/", [Path(files[id]) for id in ids]
+    ids, unreadable = [inside + id for id in ids], [(inside + id, why) for id, why in sorted(unreadable + broken)]
     return ImageSet(images, labels_given, labels_true, class_names, ids, unreadable, notes, paths)
 
 
@@ -331,12 +348,3 @@ def _class_names(names: set[str]) -> list[str]:
     """Sort numbers as numbers, everything else as text; Python reads numbers of up to 4,300 digits."""
     numbers = all(n.isdecimal() and len(n) < 4300 for n in names)
     return sorted(names, key=lambda n: (int(n), n)) if numbers else sorted(names)
-
-
-def _resize(images: Tensor, size: int) -> Tensor:
-    """Return uint8 [N, C, size, size]."""
-    resized = torch.from_numpy(allocate((*images.shape[:2], size, size)))
-    for block, into in zip(images.split(1024), resized.split(1024), strict=True):
-        smooth = F.interpolate(block.float(), (size, size), mode="bicubic", antialias=True)
-        into.copy_(smooth.round().clamp(0, 255))
-    return resized

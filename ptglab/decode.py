@@ -10,13 +10,14 @@ import shutil
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import ExifTags, Image
 from torch import Tensor
 from tqdm import tqdm
@@ -53,10 +54,17 @@ def decode(
     Returns (images uint8 [M, C, H, W], the M rows of `sources` that were readable, [(id, reason)] of the others, notes
     on what was changed). Raises InputError if none is readable.
     """
+    with quiet():
+        return _decode(sources, ids, opened, image_size, at_most)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what Pillow and libtiff say of damage that they read over, in this process and its threads."""
     _silence_libtiff()
     with warnings.catch_warnings():  # around the threads, not in them: the filters belong to the whole process
-        warnings.simplefilter("ignore")  # Pillow warns of damage that it reads over
-        return _decode(sources, ids, opened, image_size, at_most)
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _decode(sources, ids, opened, image_size, at_most):
@@ -65,19 +73,14 @@ def _decode(sources, ids, opened, image_size, at_most):
     rows = [i for i in range(len(sources)) if i not in reasons]
     pixels, notes = np.empty((0, 1, 1, 1), np.uint8), []
     if rows:
-        sizes, grey, alpha = (np.array(column) for column in zip(*(headers[i] for i in rows), strict=True))
-        size, notes = _common_size(sizes, image_size, at_most)
-        channels = 1 if grey.all() else 3
-        notes += [f"{grey.sum():,} grey images converted to colour"] if channels == 3 and grey.any() else []
-        notes += [f"{alpha.sum():,} images with an alpha channel, which was dropped"] if alpha.any() else []
+        found = np.array([(*size, grey, alpha) for size, grey, alpha in (headers[i] for i in rows)])
+        (channels, *size), notes = layout(found, image_size, at_most)
+        size, sizes = (size[1], size[0]), found[:, :2]
         pixels = allocate((len(rows), channels, size[1], size[0]))
 
-        def fill(row: int) -> str | None:
-            try:
-                with _large if np.prod(sizes[row]) > LARGE_PIXELS else nullcontext():
-                    pixels[row] = _pixels(opened(sources[rows[row]]), channels, size)
-            except Exception as error:  # a decoder may raise anything on a damaged file
-                return f"cannot be decoded: {_reason(error)}"
+        def fill(row: int) -> str:
+            with _large if np.prod(sizes[row]) > LARGE_PIXELS else nullcontext():
+                return put(opened(sources[rows[row]]), pixels[row])
 
         # A small image is mostly Python overhead, under one lock: threads would only get in each other's way.
         workers = None if np.prod(sizes, axis=1).mean() > SMALL_PIXELS else 1
@@ -91,6 +94,34 @@ def _decode(sources, ids, opened, image_size, at_most):
             pixels[new] = pixels[row]  # in place: a copy of what is memory-mapped might not fit into memory
         pixels = pixels[: len(kept)]
     return torch.from_numpy(pixels), kept, [(ids[i], reasons[i]) for i in sorted(reasons)], notes
+
+
+def layout(headers: np.ndarray, image_size: int | None, at_most: int | None) -> tuple[tuple[int, int, int], list[str]]:
+    """Return the one (channels, height, width) for images of `headers`, int [N, 4], and notes on what that changes.
+
+    A row of headers is width, height, whether it is grey, whether it has an alpha channel.
+    """
+    grey, alpha = headers[:, 2].astype(bool), headers[:, 3].astype(bool)
+    (width, height), notes = _common_size(headers[:, :2], image_size, at_most)
+    channels = 1 if grey.all() else 3
+    notes += [f"{grey.sum():,} grey images converted to colour"] if channels == 3 and grey.any() else []
+    notes += [f"{alpha.sum():,} images with an alpha channel, which was dropped"] if alpha.any() else []
+    return (channels, height, width), notes
+
+
+def header(file) -> np.ndarray | str:
+    """Return int64 [4], see `layout`, of an image (a path or an open file), or why it cannot be read."""
+    found = _header(file)
+    return found if isinstance(found, str) else np.array([*found[0], *found[1:]], np.int64)
+
+
+def put(file, into: np.ndarray) -> str:
+    """Decode an image (a path or an open file) into uint8 [C, H, W]; return why it cannot be decoded, or nothing."""
+    try:
+        into[:] = _pixels(file, len(into), (into.shape[2], into.shape[1]))
+    except Exception as error:  # a decoder may raise anything on a damaged file
+        return f"cannot be decoded: {_reason(error)}"
+    return ""
 
 
 def _in_parallel(task: Callable[[int], object], number: int, title: str, workers: int | None = None) -> list:
@@ -241,6 +272,15 @@ def allocate(shape: tuple[int, ...]) -> np.ndarray:
                 f"{free:.1f} GB are free: give a smaller image_size, or set TMPDIR to a folder with more room"
             ) from None
         return np.memmap(file, np.uint8, "w+", shape=shape)
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Return uint8 images [N, C, H, W] as [N, C, size, size]."""
+    square = torch.from_numpy(allocate((*images.shape[:2], size, size)))
+    for block, into in zip(images.split(1024), square.split(1024), strict=True):
+        smooth = F.interpolate(block.float(), (size, size), mode="bicubic", antialias=True)
+        into.copy_(smooth.round().clamp(0, 255))
+    return square
 
 
 def free_memory() -> float:

@@ -2,6 +2,8 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ TEST_NAMES = ("test", "validation", "valid", "val")  # what a test split is call
 # A file may unpack to so many times its own size, and to so many bytes in any case; a row counts as ROW bytes at least.
 # A few bytes may stand for any number of copies of an image, so that not only what a file says of itself is asked.
 EXPANSION, MODEST, ROW = 100, 1 << 30, 100
+BUFFER = 1 << 20  # bytes of a column that are read at a time
 ROWS = 64  # that are unpacked at a time
 MOST_CLASSES = 100_000  # where no names are listed; a column of larger numbers is hardly one of labels
 
@@ -37,26 +40,24 @@ def split_files(path: Path, split: str) -> list[Path]:
     return files if path.suffix == ".parquet" and split == "train" else []
 
 
-def read(files: list[Path], labels: str | None) -> tuple[list[bytes], np.ndarray, np.ndarray | None, list[str]]:
+def read(
+    files: list[Path], labels: str | None, images: bool = True
+) -> tuple[list[bytes], np.ndarray, np.ndarray | None, list[str]]:
     """Return (the N image files, labels_given int64 [N], labels_true int64 [N] or None, class names) of `files`.
+
+    Without `images` there are none of these: `blobs` yields them a few at a time.
 
     labels: the given column; `label` beside it is then the truth, if it has no gaps. A missing image is empty, a
     missing given label is -1. Raises InputError for damaged files, for those that unpack to EXPANSION times their size
     and more than MODEST bytes, for other columns and labels that are no class.
     """
-    tables, blobs = [], []
+    tables, images_of = [], []
     for file in files:
-        try:
-            with open(file, "rb") as opened, pq.ParquetFile(opened) as parquet:
-                table, images = _table(file, parquet, _columns(file, parquet.schema_arrow, labels))
-                tables.append(table)
-                blobs += images
-        except InputError:
-            raise
-        except Exception as error:  # whatever a damaged file makes Arrow say
-            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-            raise InputError(f"{file} is no readable parquet file: {reason}") from None
-    if not blobs:
+        with _opened(file) as parquet:
+            table, found = _table(file, parquet, _columns(file, parquet.schema_arrow, labels), images)
+            tables.append(table)
+            images_of += found
+    if not sum(len(table) for table in tables):
         raise InputError(f"{files[0]} has no rows")
     names = [n for n in tables[0].column_names if all(n in t.column_names for t in tables)]
     columns = {n: np.concatenate([_numbers(f, t, n) for f, t in zip(files, tables, strict=True)]) for n in names}
@@ -71,41 +72,75 @@ def read(files: list[Path], labels: str | None) -> tuple[list[bytes], np.ndarray
         if len(bad):
             where = f"row {bad[0]} of label column '{name}' of {files[0]}"
             raise InputError(f"{where} holds {column[bad[0]]}; labels run from 0 to {len(class_names) - 1}")
-    return blobs, given, None if true is None or true.min() < 0 else true, class_names
+    return images_of, given, None if true is None or true.min() < 0 else true, class_names
 
 
 def check(file: Path, labels: str | None) -> None:
     """Raise InputError unless `file` holds images and the label column `labels`; its rows are not read."""
-    try:
-        with open(file, "rb") as opened:  # Arrow opens no name that is not UTF-8
-            schema = pq.read_schema(opened)
+    with _opened(file) as parquet:
+        _columns(file, parquet.schema_arrow, labels)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[pq.ParquetFile]:
+    """Open `file`, to be read as a stream; raise InputError for whatever Arrow says of a damaged one."""
+    try:  # Arrow opens no name that is not UTF-8
+        with open(file, "rb") as opened, pq.ParquetFile(opened, pre_buffer=False, buffer_size=BUFFER) as parquet:
+            yield parquet
+    except InputError:
+        raise
     except Exception as error:  # whatever a damaged file makes Arrow say
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise InputError(f"{file} is no readable parquet file: {reason}") from None
-    _columns(file, schema, labels)
 
 
-def _table(file: Path, parquet: pq.ParquetFile, names: list[str]) -> tuple[pa.Table, list[bytes]]:
+def row_groups(file: Path) -> list[int]:
+    """Return how many rows each row group of `file` has."""
+    with _opened(file) as parquet:
+        return [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+
+
+def blobs(file: Path, groups: list[int]) -> Iterator[bytes]:
+    """Yield the image files of row groups, in order, ROWS in memory at a time; an image that is missing is empty.
+
+    Raises InputError for a damaged file, and for one that unpacks to too much.
+    """
+    with _opened(file) as parquet:
+        allowed, unpacked = max(MODEST, EXPANSION * file.stat().st_size), 0
+        for batch in parquet.iter_batches(ROWS, groups, ["image.bytes"], use_threads=False):
+            images = pc.struct_field(batch.column("image"), "bytes")
+            unpacked += max(images.nbytes, ROW * len(images))
+            if unpacked > allowed:
+                raise _too_much(file, allowed)
+            yield from (blob or b"" for blob in images.to_pylist())
+
+
+def _too_much(file: Path, allowed: int) -> InputError:
+    size = f"{file.stat().st_size:,} bytes"
+    return InputError(f"{file} has {size} and unpacks to more than {allowed:,}: it is not read")
+
+
+def _table(file: Path, parquet: pq.ParquetFile, names: list[str], images: bool) -> tuple[pa.Table, list[bytes]]:
     """Return the columns `names` and the image files of an open file. Raises InputError if it unpacks to too much."""
     schema, groups = parquet.schema_arrow, range(parquet.num_row_groups)
     allowed = max(MODEST, EXPANSION * file.stat().st_size)
     said = sum(parquet.metadata.row_group(i).total_byte_size for i in groups)
-    batches, blobs, unpacked = [], [], max(said, ROW * parquet.metadata.num_rows)
+    batches, found, unpacked = [], [], max(said, ROW * parquet.metadata.num_rows)
     if unpacked <= allowed:
         unpacked = 0
-        for batch in parquet.iter_batches(ROWS, columns=["image.bytes", *names], use_threads=False):
-            images = pc.struct_field(batch.column("image"), "bytes")
-            unpacked += max(images.nbytes, ROW * len(images))
-            if unpacked > allowed:
-                break
-            blobs += [blob or b"" for blob in images.to_pylist()]
+        wanted = ["image.bytes", *names] if images else names
+        for batch in parquet.iter_batches(ROWS if images else ROWS << 8, columns=wanted, use_threads=False):
+            if images:
+                files = pc.struct_field(batch.column("image"), "bytes")
+                unpacked += max(files.nbytes, ROW * len(files))
+                if unpacked > allowed:
+                    break
+                found += [blob or b"" for blob in files.to_pylist()]
             batches.append(batch.select(names))
     if unpacked > allowed:
-        raise InputError(
-            f"{file} has {file.stat().st_size:,} bytes and unpacks to more than {allowed:,}: it is not read"
-        )
+        raise _too_much(file, allowed)
     fields = [schema.field(name) for name in names]
-    return pa.Table.from_batches(batches, pa.schema(fields, schema.metadata)), blobs
+    return pa.Table.from_batches(batches, pa.schema(fields, schema.metadata)), found
 
 
 def _columns(file: Path, schema: pa.Schema, labels: str | None) -> list[str]:

@@ -13,6 +13,12 @@ from ptglab import data, engine
 from ptglab.errors import InputError
 
 
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory) -> None:
+    """What tests cache is left in no home, also by the processes they start."""
+    os.environ["PTGLAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def digits() -> data.ImageSet:
     """The embedded digits, 1,437 training images."""

@@ -14,7 +14,7 @@ every_module = pytest.mark.parametrize("module", SOURCES)
 
 DISK = ["files", "tensors", "checkpoints"]  # each uses those before it
 FOUNDATIONS = {"errors", "execution", "neighbours", "decode", "folders", "listed", "parquet", "suspects", "tables"}
-FOUNDATIONS |= {"stopping", "corrections", "collectives", *DISK}
+FOUNDATIONS |= {"stopping", "corrections", "collectives", "sources", "cache", *DISK}
 DETECTION = ["confident", "noise_rate", "feature_detectors", "planted", "label_errors"]  # each uses those before it
 LEAVES = {"data", "noise", "augment", "backbones", "losses", "optim", "metrics", "figures", "runs", "live"}
 LEAVES |= {"oddities", *DETECTION}
@@ -36,6 +36,8 @@ MAY_IMPORT = {
     "folders": {"errors", "decode"},
     "listed": {"errors", "decode", "folders"},
     "parquet": {"errors", "folders"},
+    "sources": {"parquet"},
+    "cache": {"errors", "decode", "files", "sources"},
     **dict.fromkeys(LEAVES, FOUNDATIONS),
     **{module: FOUNDATIONS | set(DETECTION[:i]) for i, module in enumerate(DETECTION)},
     "oddities": {"neighbours"},
