@@ -13,7 +13,7 @@ from ptglab.errors import InputError
 Near = tuple[np.ndarray, np.ndarray]  # (similarity float32 [N, k], index int64 [N, k]), most similar first
 BLOCK_ELEMENTS = 1 << 25  # similarities held at a time: 128 MB of float32
 BANK_ROWS = 1 << 17  # rows that are searched at a time
-INDEX_FROM = 100_000  # rows, squared, from which an index pays: all pairs take half a minute on two CPU cores
+INDEX_FROM = 50_000  # rows, squared, from which an index pays: all pairs take a quarter of a minute on two CPU cores
 ROWS_A_LIST, TRAINED = 512, 64  # of the index: rows in each of its lists, and those that place its centre
 RECALL, SAMPLE, FEWEST = 0.95, 256, 4  # of the neighbours that must be found; rows that are asked; lists at first
 VOTERS = 1 << 16  # rows whose neighbours are counted at a time

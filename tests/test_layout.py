@@ -20,7 +20,7 @@ LEAVES = {"data", "noise", "augment", "backbones", "losses", "optim", "metrics",
 LEAVES |= {"oddities", *DETECTION}
 LOOPS = {"pretrain", "finetune", "predict", "patches"}
 ROOMS = {"board", "recipes", "review", "spec", "sweep", "peers", "speed", "audit", "exports", "determinism", "cluster"}
-ROOMS |= {"explorer", "findings", "lasso", "panel", "stored"}
+ROOMS |= {"explorer", "findings", "lasso", "panel", "stored", "scale"}
 MAY_IMPORT = {
     "__init__": set(),
     "errors": set(),
@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "processes": FOUNDATIONS | {"engine"},
     **dict.fromkeys(LOOPS, FOUNDATIONS | LEAVES | {"engine"}),
     **dict.fromkeys(ROOMS, FOUNDATIONS | LEAVES | {"engine"} | LOOPS),
+    "scale": {"errors"},
     "speed": FOUNDATIONS | LEAVES | {"engine", "peers"} | LOOPS,
     "spec": FOUNDATIONS | LEAVES | {"engine", "recipes"} | LOOPS,
     "cluster": FOUNDATIONS | LEAVES | {"engine", "spec", "__version__"},
