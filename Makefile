@@ -2,6 +2,7 @@
 # make test      every test
 # make bench     ours beside the peers, on the same work in the same run
 # make detection how well wrong labels are found, beside cleanlab; needs CIFAR-10N, see tests/bench/test_detection.py
+# make scale     cost and memory at up to a million images, from shards to suspects; a quarter of an hour, 5 GB of disk
 # make gpu       tests of CUDA, then pre-training at full size, how fast and how good; needs a GPU and CIFAR-10
 # make table     the sweep of the digits, and its table and figures into figures/, in half an hour
 # make soak      every kind of bad input through the whole audit, and twenty kills, in three quarters of an hour
@@ -15,10 +16,10 @@ PYTHON ?= python3
 LAB := --ip=127.0.0.1 --ServerApp.allow_remote_access=False --ServerApp.allow_origin='' --ServerApp.disable_check_xsrf=False
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test nbval-story nbval-others bench detection gpu table soak lab figures audit-dependencies
+.PHONY: help demo test nbval-story nbval-others bench detection scale gpu table soak lab figures audit-dependencies
 
 help:
-	@sed -n 's/^# //p' Makefile | head -11
+	@sed -n 's/^# //p' Makefile | head -12
 
 .venv/installed: pyproject.toml
 	@echo "==> making .venv and installing ptglab with its notebook and test packages (a few minutes, about 5.5 GB)"
@@ -55,6 +56,10 @@ bench: .venv/installed
 detection: .venv/installed
 	@echo "==> detectors beside cleanlab, into runs/detection"
 	$(BIN)/python -m pytest -m bench tests/bench/test_detection.py
+
+scale: .venv/installed
+	@echo "==> a million generated images, into runs/scale"
+	$(BIN)/python -m pytest -m bench tests/bench/test_scale.py
 
 gpu: .venv/installed
 	@echo "==> tests of CUDA, then pre-training at full size, into runs/gpu"

@@ -4,8 +4,11 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from ptglab.decode import allocate
+
 SIDE = 16  # pixels a side that near-duplicates are compared at
 ALIKE = 0.15  # largest difference of near-duplicates, as a share of their contrast: a correlation of .989
+BLOCK_ROWS = 4096  # images that are compared at a time
 FAR = 3.5  # robust deviations above the median that make an outlier; Iglewicz & Hoaglin 1993, section 3
 
 
@@ -16,18 +19,23 @@ def duplicates(images: Tensor, index: np.ndarray) -> tuple[np.ndarray, np.ndarra
     compared. The difference is the root mean square one of all pixels, at SIDE x SIDE, over the root of the two
     images' mean variance; of two blank images it is 0.
     """
-    small = [F.adaptive_avg_pool2d(block.float(), SIDE).flatten(1) for block in images.split(4096)]
-    variance = np.concatenate([x.var(1).numpy() for x in small])
-    small = np.concatenate([x.numpy() for x in small])
+    n, size = len(images), images.shape[1] * SIDE**2
+    small = allocate((n, 4 * size)).view(np.float32)  # in a mapped file, if it is too large for memory
+    variance = np.empty(n, np.float32)
+    for start in range(0, n, BLOCK_ROWS):
+        x = F.adaptive_avg_pool2d(images[start : start + BLOCK_ROWS].float(), SIDE).flatten(1)
+        small[start : start + BLOCK_ROWS], variance[start : start + BLOCK_ROWS] = x.numpy(), x.var(1).numpy()
     found = []
     for column in index.T:
-        first = np.arange(len(index))
-        apart = np.square(small - small[column]).mean(1)
-        contrast = (variance + variance[column]) / 2
-        near = apart <= ALIKE**2 * np.maximum(contrast, 1)  # less than a grey level is no contrast
-        difference = np.sqrt(apart[near] / np.maximum(contrast[near], 1))
-        rows = np.sort(np.column_stack([first, column])[near], 1)
-        found.append(np.column_stack([rows, difference]))
+        for start in range(0, n, BLOCK_ROWS):
+            others = column[start : start + BLOCK_ROWS]
+            first = np.arange(start, start + len(others))
+            apart = np.square(small[first] - small[others]).mean(1)
+            contrast = (variance[first] + variance[others]) / 2
+            near = apart <= ALIKE**2 * np.maximum(contrast, 1)  # less than a grey level is no contrast
+            difference = np.sqrt(apart[near] / np.maximum(contrast[near], 1))
+            rows = np.sort(np.column_stack([first, others])[near], 1)
+            found.append(np.column_stack([rows, difference]))
     pairs, at = np.unique(np.concatenate(found)[:, :2], axis=0, return_index=True)
     difference = np.concatenate(found)[at, 2]
     order = np.argsort(difference, kind="stable")

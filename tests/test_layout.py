@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "cache": {"errors", "decode", "files", "sources"},
     **dict.fromkeys(LEAVES, FOUNDATIONS),
     **{module: FOUNDATIONS | set(DETECTION[:i]) for i, module in enumerate(DETECTION)},
-    "oddities": {"neighbours"},
+    "oddities": {"decode"},
     "live": {"figures"},
     "runs": FOUNDATIONS | {"live"},
     "engine": FOUNDATIONS | LEAVES,

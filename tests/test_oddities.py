@@ -82,3 +82,13 @@ def test_outliers_by_hand():
 
 def test_images_that_are_all_one_have_no_outliers():
     assert not oddities.outliers(np.ones((20, 5), np.float32))[1].any()
+
+
+@pytest.mark.parametrize("rows", [1, 7, 100])
+def test_images_are_compared_a_few_at_a_time(monkeypatch, rows):
+    images = photographs()
+    images[41] = changed(images[3], "noisy")
+    expected = oddities.duplicates(images, nearest(images))
+    monkeypatch.setattr(oddities, "BLOCK_ROWS", rows)
+    for ours, theirs in zip(oddities.duplicates(images, nearest(images)), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
