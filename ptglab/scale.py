@@ -12,9 +12,10 @@ FIGURES = Path(__file__).parents[1] / "figures"  # of a checkout, where measurem
 ALL = "all stages"
 EPOCHS = 200  # of pre-training
 FORWARD = 1 / 6  # of a training step's work on an image is one view forward: two views, and backward twice as much
-CORES, MEMORY, DISK = 16, 128e9, 4e12  # CPU cores a GPU, bytes of memory and of disk a machine of up to 8 GPUs has
-MACHINE = 8  # GPUs
-GPU_MEMORY = 80e9  # bytes; images may take half of it
+# What machines are taken to be; only these are not measured
+MACHINE = 8  # GPUs at most
+CORES, MEMORY, DISK, READ = 16, 128e9, 4e12, 3e9  # cores a GPU; bytes of memory and of disk, and read from it a second
+BATCH, LARGEST_BATCH = 512, 32_768  # images a GPU; all together, beyond which accuracy falls (arXiv 1708.03888)
 PATIENCE = 7 * 24  # hours of one stage that are too many
 
 
@@ -38,10 +39,11 @@ def seconds(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves(frame: pd.DataFrame) -> dict[str, tuple[list[int], list[float]]]:
-    """Return {stage: (images, CPU seconds)}, the detectors together, for `figures.scaling`."""
+    """Return {stage: (images, CPU seconds)}, detectors together and tables with loading, for `figures.scaling`."""
     table = seconds(frame)
     detectors = list(frame.loc[frame["precision"].notna(), "stage"].unique())
-    table = table.assign(detection=table[detectors].sum(axis=1)).drop(columns=detectors)
+    for name, parts in {"detection": detectors, "loading and tables": ["load again", "tables and gallery"]}.items():
+        table = table.assign(**{name: table[parts].sum(axis=1)}).drop(columns=parts)
     return {name: (list(table.index), list(table[name])) for name in [*table.columns.drop(ALL), ALL]}
 
 
@@ -91,34 +93,40 @@ def cost(
     return pd.DataFrame(found)
 
 
-def breaks(frame: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+def breaks(frame: pd.DataFrame, gpu: pd.Series, costs: pd.DataFrame, trained_on: int = 50_000) -> pd.DataFrame:
     """Return what breaks first for each number of images and of GPUs, and what would be used instead.
 
-    costs: what `cost` returns. Limits are those of one process, as ptglab runs today: its machine's memory and disk;
-    the first row of INSTEAD whose need is largest as a share of what there is. share: above 1 it breaks.
+    costs: what `cost` returns. Limits are those of ptglab as it is today, one process on each machine that has all
+    images: its memory, which grows as between the two largest sizes; its disk; how fast it reads pixels, once memory
+    holds them no more; the batch of all GPUs; PATIENCE. share: what is needed of what there is, the largest one;
+    above 1 it breaks; also: what else does.
     """
-    largest = frame["images"].max()
-    left = frame[frame["images"] == largest].groupby("stage")["bytes"].max() / largest  # bytes an image
-    resident = frame.loc[frame["images"] == largest, "peak"].max() / largest
-    rows = []
+    peaks = frame.groupby("images")["peak"].max()
+    resident = (peaks.iloc[-1] - peaks.iloc[-2]) / (peaks.index[-1] - peaks.index[-2])
+    left = frame[frame["images"] == peaks.index[-1]].groupby("stage")["bytes"].max() / peaks.index[-1]  # bytes an image
+    epoch, rows = gpu["seconds_an_epoch"] / trained_on, []
     for (n, g), part in costs.groupby(["images", "gpus"]):
-        hours = part.set_index("stage")["hours"]
+        pixels = left["cache of pixels"]
         needs = {
-            "memory of one process": resident * n / MEMORY,
-            "disk of one machine": left.sum() * n / DISK,
-            "pixels on a GPU": left["cache of pixels"] * n / (GPU_MEMORY / 2),
-            **{f"time of {stage}": took / PATIENCE for stage, took in hours.items()},
+            "memory": (peaks.iloc[-1] + resident * (n - peaks.index[-1])) / MEMORY,
+            "disk": left.sum() * n / DISK,
+            "reading": (pixels * n > MEMORY / 2) * min(g, MACHINE) * pixels / epoch / READ,
+            "batch": BATCH * g / LARGEST_BATCH,
+            **{f"time of {stage}": took / PATIENCE for stage, took in part.set_index("stage")["hours"].items()},
         }
-        first = max(needs, key=needs.get)
-        rows.append({"images": n, "gpus": g, "hours": hours.sum(), "first": first, "share": needs[first],
-                     "instead": INSTEAD[first]})  # fmt: skip
+        worst = sorted(needs, key=needs.get, reverse=True)
+        broken = [name for name in worst if needs[name] > 1]
+        rows.append({"images": n, "gpus": g, "hours": part["hours"].sum(), "first": broken[0] if broken else "nothing",
+                     "share": needs[worst[0]], "also": ", ".join(broken[1:]),
+                     "instead": INSTEAD[broken[0]] if broken else ""})  # fmt: skip
     return pd.DataFrame(rows)
 
 
 INSTEAD = {
-    "memory of one process": "labels, ids and neighbours in shards, a process each; an index of compressed vectors",
-    "disk of one machine": "pixels stay in their shards (WebDataset, parquet) and are decoded as they stream",
-    "pixels on a GPU": "batches are gathered from the mapped file, two ahead, as `engine.fetched` does",
+    "memory": "ids, labels and neighbours in shards, a process each; an index of compressed vectors (IVF-PQ)",
+    "disk": "pixels stay in their shards (WebDataset, parquet) and are decoded as they stream",
+    "reading": "each machine its own shards, drawn within a window instead of over all",
+    "batch": "fewer GPUs a network, and several networks (seeds, widths) side by side",
     "time of pre-training": "more GPUs or fewer epochs: an epoch of a large set shows as much as many of a small one",
     "time of features": "more GPUs",
     "time of cache of pixels": "more machines, each its shards; decoding on the GPU (DALI)",
