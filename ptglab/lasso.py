@@ -51,7 +51,7 @@ class Widgets:
         self.before.on_click(lambda _: self.turned(-1))
         self.after.on_click(lambda _: self.turned(+1))
         side = ipywidgets.VBox([self.legend, self.hover]).add_class("ptglab-side")
-        scatter = ipywidgets.HBox([self.figure.add_class("ptglab-scatter"), side])
+        scatter = ipywidgets.HBox([self.figure.add_class("ptglab-scatter"), side], layout={"flex_flow": "row wrap"})
         pages = ipywidgets.HBox([self.before.add_class("ptglab-before"), self.after.add_class("ptglab-after")])
         self.box = ipywidgets.VBox([
             html(f"<style>{panel.style()}</style>"), *self.sliders(), self.detector, self.line, self.graph,

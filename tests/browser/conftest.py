@@ -104,9 +104,10 @@ class Lab:
         raise AssertionError(f"waited {PATIENCE} s in vain: {what or true}\n{self.errors()}")
 
     def errors(self) -> str:
-        """Return what cells ended in errors with."""
+        """Return what cells said on stderr, and the console."""
         found = "[...document.querySelectorAll('[data-mime-type=\"application/vnd.jupyter.stderr\"]')]"
-        return self.script(f"return {found}.map((e) => e.innerText).join('\\n')")[-3000:]
+        console = [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
+        return "\n".join([self.script(f"return {found}.map((e) => e.innerText).join('\\n')")[-3000:], *console[-5:]])
 
     def kernels(self, path: str = "", method: str = "GET") -> list:
         """Ask the server for its kernels, or do something to one."""
