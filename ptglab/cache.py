@@ -17,15 +17,17 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from ptglab import decode, files
 from ptglab.errors import InputError
 from ptglab.sources import KINDS, Files, Shards
+
+if TYPE_CHECKING:
+    from torch import Tensor  # imported where it is used, see `decode`
 
 LARGE = 1 << 30  # bytes of pixels, or of parquet files, above which a set is cached; decoding so many takes a minute
 CHUNK = 1 << 26  # bytes of pixels that a process holds
@@ -58,19 +60,21 @@ def is_large(sources: Files | Shards, image_size: int | None, at_most: int | Non
     with decode.quiet():
         headers = [header for header in map(decode.header, sources.sample()) if not isinstance(header, str)]
     if not headers:
-        return False
+        return sources.bytes() > LARGE
     shape, _ = decode.layout(np.stack(headers), image_size, at_most)
     return max(len(sources) * math.prod(shape), sources.bytes()) > LARGE
 
 
 def images(
     sources: Files | Shards, ids: Sequence[str], place: Path, image_size: int | None, at_most: int | None
-) -> tuple[Tensor, list[int], list[tuple[str, str]], list[str]]:
+) -> "tuple[Tensor, list[int], list[tuple[str, str]], list[str]]":
     """Return what `decode.decode` does, from the cache `place`, which is built first if it has to be.
 
     The tensor is mapped to a file; what is written to it stays in this process. Raises InputError if no image is
     readable, if the disk is too small, and if a process that decodes has failed.
     """
+    import torch
+
     digest = hashlib.sha256(json.dumps([VERSION, len(sources), image_size, at_most]).encode())
     for line in sources.state():
         digest.update(os.fsencode(line) + b"\n")
@@ -186,6 +190,8 @@ def _work(place: Path, stage: str, blocks: list, title: str) -> None:
     They are started by name, not forked: threads of torch or a GPU are no concern of theirs, nor is this program's
     `__main__`. Each ends with this process.
     """
+    import torch
+
     marks = place / ("headers" if stage == "headers" else "pixels_done")
     workers = min(len(blocks), torch.get_num_threads())
     paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))

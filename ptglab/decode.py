@@ -14,16 +14,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import ExifTags, Image
-from torch import Tensor
 from tqdm import tqdm
 
 from ptglab import files
 from ptglab.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor  # imported where it is used: a process that decodes does without its half a gigabyte
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 # What a file of such a name may really hold. Not all that Pillow opens: it starts Ghostscript for some, and guesses.
@@ -45,7 +46,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 def decode(
     sources: list, ids: list[str], opened: Callable, image_size: int | None, at_most: int | None = None
-) -> tuple[Tensor, list[int], list[tuple[str, str]], list[str]]:
+) -> "tuple[Tensor, list[int], list[tuple[str, str]], list[str]]":
     """Decode images in two passes: headers, then pixels straight into the one tensor.
 
     sources: what `opened` turns into something Pillow opens; ids: their names in messages. Images of one size keep it;
@@ -54,8 +55,11 @@ def decode(
     Returns (images uint8 [M, C, H, W], the M rows of `sources` that were readable, [(id, reason)] of the others, notes
     on what was changed). Raises InputError if none is readable.
     """
+    import torch
+
     with quiet():
-        return _decode(sources, ids, opened, image_size, at_most)
+        pixels, *rest = _decode(sources, ids, opened, image_size, at_most)
+    return torch.from_numpy(pixels), *rest
 
 
 @contextmanager
@@ -93,7 +97,7 @@ def _decode(sources, ids, opened, image_size, at_most):
         for new, row in enumerate(row for row, i in enumerate(rows) if i not in reasons):
             pixels[new] = pixels[row]  # in place: a copy of what is memory-mapped might not fit into memory
         pixels = pixels[: len(kept)]
-    return torch.from_numpy(pixels), kept, [(ids[i], reasons[i]) for i in sorted(reasons)], notes
+    return pixels, kept, [(ids[i], reasons[i]) for i in sorted(reasons)], notes
 
 
 def layout(headers: np.ndarray, image_size: int | None, at_most: int | None) -> tuple[tuple[int, int, int], list[str]]:
@@ -274,8 +278,11 @@ def allocate(shape: tuple[int, ...]) -> np.ndarray:
         return np.memmap(file, np.uint8, "w+", shape=shape)
 
 
-def resized(images: Tensor, size: int) -> Tensor:
+def resized(images: "Tensor", size: int) -> "Tensor":
     """Return uint8 images [N, C, H, W] as [N, C, size, size]."""
+    import torch
+    import torch.nn.functional as F
+
     square = torch.from_numpy(allocate((*images.shape[:2], size, size)))
     for block, into in zip(images.split(1024), square.split(1024), strict=True):
         smooth = F.interpolate(block.float(), (size, size), mode="bicubic", antialias=True)

@@ -129,7 +129,11 @@ def linear_heads(
     shape = (len(turn), num_classes, y.shape[1])  # [D + 1, K, H]; heads lie last, so that each sum below is over rows
     step = max(1, BLOCK_ELEMENTS // (num_classes * y.shape[1]))
     blocks = [slice(start, start + step) for start in range(0, len(y), step)]
-    held = rows_at(slice(None)) @ turn if math.prod(features.shape) <= HELD else None
+    held = None
+    if math.prod(features.shape) <= HELD:
+        held = torch.empty(len(y), len(turn), device=turn.device)
+        for rows in blocks:
+            held[rows] = rows_at(rows) @ turn
 
     def turned(rows: slice) -> Tensor:
         return rows_at(rows) @ turn if held is None else held[rows]

@@ -33,8 +33,11 @@ class Files:
     def state(self) -> Iterator[str]:
         """Yield what changes when an image does."""
         for path in self.paths:
-            status = os.stat(path)
-            yield f"{path}\0{status.st_size}\0{status.st_mtime_ns}"
+            try:
+                status = os.stat(path)
+                yield f"{path}\0{status.st_size}\0{status.st_mtime_ns}"
+            except OSError as error:  # it has vanished since it was listed: it will be listed as unreadable
+                yield f"{path}\0{error.errno}"
 
     def blocks(self) -> list[list]:
         """Return [first row, number of rows, part to `read`] of blocks of BLOCK rows."""

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import refused
 from PIL import Image
 
@@ -75,7 +76,7 @@ def built(place):
 @pytest.mark.parametrize("make", [folder, parquet])
 @pytest.mark.parametrize(("sizes", "processes"), [({}, 2), ({"image_size": 5}, 1), ({"at_most": 6}, 1)])
 def test_a_cached_set_is_the_one_decoded_in_memory(tmp_path, monkeypatch, cached, make, sizes, processes):
-    monkeypatch.setattr(cache.torch, "get_num_threads", lambda: processes)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: processes)
     source = make(tmp_path / "set")
     ours = data.load(source, **sizes)
     before = built(cached)
@@ -188,7 +189,7 @@ def test_a_build_killed_while_pixels_were_moved_begins_anew(tmp_path, cached, mo
 def test_a_process_that_fails_is_told_in_one_line(tmp_path, cached, monkeypatch):
     source = folder(tmp_path / "set")
     monkeypatch.setattr(cache, "KINDS", {"nothing": sources.Shards, "files": sources.Files})
-    monkeypatch.setattr(cache.torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(sources.Files, "blocks", lambda self: [[0, 20, [0, 20]], [20, 20, ["x"]]])
     refused("a process that decodes images has failed", "TypeError", "run again", "PTGLAB_CACHE", call=data.load)(
         source

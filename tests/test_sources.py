@@ -47,4 +47,5 @@ def test_the_state_changes_with_any_file_and_with_the_rows_that_count(tmp_path):
     assert list(sources.Shards([path]).state()) == state != list(sources.Shards([path], [0]).state())
     os.utime(path, (1, 1))
     assert list(sources.Shards([path]).state()) != state
+    assert list(sources.Files([path, "nowhere.png"]).state())[1] == "nowhere.png\x002"
     assert io.BytesIO(b"x").getvalue() == next(sources.Shards([path]).read([0, [0]])).getvalue()

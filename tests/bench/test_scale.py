@@ -218,4 +218,7 @@ def test_cost_grows_as_the_number_of_images_and_memory_stays_below_4_gb(tmp_path
     assert (found["precision"] > 0.5).all() and (found["recall"] > 0.5).all()
     assert frame.loc[frame["stage"] == "neighbours", "recall"].min() > 0.9
     assert peak < MOST
-    assert exponents["all stages"] <= EXPONENT
+    last = scale.exponents(frame[frame["images"] > SIZES[0]])  # fixed costs flatter the smallest
+    with capsys.disabled():
+        print("the same between the larger sizes\n", last.round(3).to_string(), sep="")
+    assert max(exponents["all stages"], last["all stages"]) <= EXPONENT
