@@ -178,7 +178,7 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
     left.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
     left.set_ylim(top=2 * max(curves[scale.ALL][1]))
     peak = frame.groupby("images")["peak"].max() / 1e9
-    figures.scaling(right, {"": (list(peak.index), list(peak))}, "images")
+    figures.scaling(right, {"peak": (list(peak.index), list(peak))}, "images")
     right.get_legend().remove()
     right.set(title="Resident at most", ylabel="GB", yscale="linear", ylim=(0, 4.6))
     right.text(SIZES[0], MOST / 1e9 + 0.05, "the most allowed", fontsize=9, color=figures.MUTED)
