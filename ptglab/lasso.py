@@ -3,10 +3,12 @@
 ipywidgets and plotly are imported where they are used. Everything in sight has a class that begins with `ptglab-`.
 """
 
+import functools
 import math
 import threading
 import time
 from html import escape
+from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +27,17 @@ HELP = (
 )
 
 
+@functools.cache
+def _ear_widget() -> type:
+    """Return the class of the widget that tells of selections in the scatter beside it, each of them."""
+    import anywidget
+
+    class Ear(anywidget.AnyWidget):
+        _esm = (Path(__file__).parent / "lasso.js").read_text(encoding="utf-8")
+
+    return Ear
+
+
 class Widgets:
     """What is shown of an explorer: `box`; `parts` are functions that bring a part of it up to date."""
 
@@ -39,9 +52,8 @@ class Widgets:
         self.legend, self.head, self.cards = html(), html(), html().add_class("ptglab-gallery")
         self.figure = _figure(explorer.plane)
         points = self.figure.data[0]
-        points.on_selection(lambda trace, points, selector: self.selected(points.point_inds))
-        points.on_click(lambda trace, points, state: self.selected(points.point_inds))
-        points.on_deselect(lambda trace, points: self.selected(None))
+        self.ear = _ear_widget()()
+        self.ear.on_msg(lambda _, content, buffers: self.selected(content["rows"]))
         points.on_hover(lambda trace, points, state: self.hovered(points.point_inds))
         self.by = ipywidgets.ToggleButtons(options=[(COLOURS[name], name) for name in explorer.colours])
         self.by.observe(lambda change: explorer.colour(change["new"]), "value")
@@ -55,7 +67,7 @@ class Widgets:
         pages = ipywidgets.HBox([self.before.add_class("ptglab-before"), self.after.add_class("ptglab-after")])
         self.box = ipywidgets.VBox([
             html(f"<style>{panel.style()}</style>"), *self.sliders(), self.detector, self.line, self.graph,
-            html(HELP), self.by.add_class("ptglab-colour"), scatter, self.head, pages, self.cards,
+            html(HELP), self.by.add_class("ptglab-colour"), scatter, self.ear, self.head, pages, self.cards,
         ])  # fmt: skip
         self.pages = pages
         for name in ("ptglab-still", "ptglab-explorer"):

@@ -9,31 +9,30 @@ from explored import CHOICE, KIND, shown
 from ptglab import explorer, label_errors, noise
 
 
-def browser(widgets, event: str, rows: list[int], selector: dict | None = None) -> None:
-    """Send what the browser sends of plotly's scatter, through the message that it arrives by."""
-    x, y = (axis[rows].tolist() for axis in widgets.explorer.plane.T)
-    points = {"trace_indexes": [0] * len(rows), "point_indexes": rows, "xs": x, "ys": y}
-    content = {"event_type": f"plotly_{event}", "points": points, "selector": selector, "device_state": None}
-    widgets.figure._js2py_pointsCallback = content
-
-
-LASSO = {"type": "lasso", "selector_state": {"xs": [0, 1, 1], "ys": [0, 0, 1]}}
-
-
 def test_lasso_click_and_double_click_of_the_browser(opened):
     widgets = opened.widgets
+
+    def send(rows: list[int] | None) -> None:
+        """Send what the browser sends of a lasso, a click or a double click."""
+        widgets.ear._handle_custom_msg({"rows": rows}, [])
+
     inside = np.flatnonzero((opened.truth == 4) & (np.arange(150) < 90)).tolist()
-    browser(widgets, "selected", inside, LASSO)
+    send(inside)
     assert len(inside) > 3 and shown(widgets.cards.value) == inside
     assert list(widgets.figure.data[0].selectedpoints) == inside
-    browser(widgets, "selected", [], LASSO)  # as plotly says when the outline is taken away
+    send([])  # as plotly says when the outline is taken away
     assert shown(widgets.cards.value) == inside and list(widgets.figure.data[0].selectedpoints) == inside
-    browser(widgets, "click", [41])
+    send([41])
     assert shown(widgets.cards.value) == [41]
-    browser(widgets, "deselect", [])
+    send(None)
     assert len(shown(widgets.cards.value)) == explorer.STILL and widgets.figure.data[0].selectedpoints is None
-    browser(widgets, "hover", [17])
-    assert 'alt="row 17: given' in widgets.hover.value
+
+
+def test_hovering_shows_the_picture(opened):
+    points = {"trace_indexes": [0], "point_indexes": [17], "xs": [0], "ys": [0]}
+    event = {"event_type": "plotly_hover", "points": points, "selector": None, "device_state": None}
+    opened.widgets.figure._js2py_pointsCallback = event  # the message that it arrives by
+    assert 'alt="row 17: given' in opened.widgets.hover.value
 
 
 def test_colours_say_what_they_stand_for(opened):
