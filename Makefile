@@ -59,7 +59,7 @@ detection: .venv/installed
 
 scale: .venv/installed
 	@echo "==> a million generated images, into runs/scale"
-	$(BIN)/python -m pytest -m bench tests/bench/test_scale.py
+	$(BIN)/python -m pytest -m bench tests/bench/test_million.py
 
 gpu: .venv/installed
 	@echo "==> tests of CUDA, then pre-training at full size, into runs/gpu"

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -83,7 +82,7 @@ class Lab:
         """Open the page, or open it again, and wait for a kernel that does nothing."""
         self.browser.get(f"{self.root}/lab/tree/{self.name}?token={self.token}&reset")
         self.until(lambda: self.script("return !!window.jupyterapp && !!document.querySelector('.jp-Notebook')"))
-        self.until(lambda: [k for k in self.kernels() if k["execution_state"] == "idle"])
+        self.idle()
 
     def script(self, code: str, *values):
         return self.browser.execute_script(code, *values)
@@ -109,18 +108,20 @@ class Lab:
         console = [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
         return "\n".join([self.script(f"return {found}.map((e) => e.innerText).join('\\n')")[-3000:], *console[-5:]])
 
-    def kernels(self, path: str = "", method: str = "GET") -> list:
-        """Ask the server for its kernels, or do something to one."""
-        headers = {"Authorization": f"token {self.token}"}
-        request = urllib.request.Request(f"{self.root}/api/kernels{path}", headers=headers, method=method)
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return json.load(answer)
-
     def restart(self) -> None:
-        """Restart the kernel, as its button does."""
-        [kernel] = self.kernels()
-        self.kernels(f"/{kernel['id']}/restart", "POST")
-        self.until(lambda: self.kernels()[0]["execution_state"] == "idle", "a kernel that is restarted")
+        """Restart the kernel, as a person does."""
+        restart = (
+            "window.jupyterapp.commands.execute('notebook:restart-kernel').then(() => { window.restarted = true })"
+        )
+        self.script(f"window.restarted = false; setTimeout(() => {restart})")
+        self.click(".jp-Dialog .jp-mod-accept")
+        self.until(lambda: self.script("return window.restarted"), "a kernel that is restarted")
+        self.idle()
+
+    def idle(self) -> None:
+        """Wait until the page says that the kernel does nothing."""
+        said = "return [...document.querySelectorAll('.jp-StatusBar-TextItem')].map((e) => e.innerText).join()"
+        self.until(lambda: "| Idle" in self.script(said), "an idle kernel")
 
     def run(self, until: str) -> None:
         """Run all cells, until the last one was run and an element of the selector `until` is there."""

@@ -1,6 +1,6 @@
 """From parquet shards to suspects at 10,000, 100,000 and a million images of 32 x 32: time, memory, disk; `make scale`.
 
-    python -m pytest -m bench tests/bench/test_scale.py
+    python -m pytest -m bench tests/bench/test_million.py
 
 Digits, enlarged, moved, tinted and encoded as PNG, 20 % of the labels wrong. Each size is a process of its own, warmed
 up, and goes the way of large sets. A narrow network takes the features of at most 20,000 images; those of the others
