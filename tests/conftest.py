@@ -1,5 +1,6 @@
 """Small inputs the tests share."""
 
+import contextlib
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # faster for networks this small, and several times so on a busy machine
@@ -7,10 +8,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # faster for networks this small,
 import ptglab  # noqa: F401, I001 - before torch: it says how threads wait
 import numpy as np
 import pytest
-from explored import images, opened, swept  # noqa: F401 - fixtures
 
 from ptglab import data, engine
 from ptglab.errors import InputError
+
+with contextlib.suppress(ModuleNotFoundError):  # tests of CUDA also run where the lab's packages are not
+    from explored import images, opened, swept  # noqa: F401 - fixtures
+    from reviewed import found  # noqa: F401 - a fixture
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,8 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from ptglab import data, findings, label_errors, noise, predict, runs
+
+EVIL = "<img src=x onerror=alert(1)>"
 
 
 def leave(folder: Path, number: int = 200, detector: str = "confidence") -> tuple[runs.Run, np.ndarray, np.ndarray]:
@@ -23,3 +26,9 @@ def leave(folder: Path, number: int = 200, detector: str = "confidence") -> tupl
     suspects = label_errors.detect(detector, given, probs)
     findings.keep(run, replace(images, labels_given=given), suspects, detector, probs=probs, features=features)
     return run, given, images.labels_given
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> findings.Findings:
+    """What such a run has left, opened."""
+    return findings.read(leave(tmp_path_factory.mktemp("left") / "run")[0].path)

@@ -5,17 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reviewed import leave
+from reviewed import EVIL
 
-from ptglab import findings, panel, review, runs
+from ptglab import panel, review, runs
 
 pytest.importorskip("anywidget")
-EVIL = "<img src=x onerror=alert(1)>"
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory) -> findings.Findings:
-    return findings.read(leave(tmp_path_factory.mktemp("left") / "run")[0].path)
 
 
 @pytest.fixture

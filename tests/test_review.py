@@ -10,17 +10,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import refused
-from reviewed import leave
+from reviewed import EVIL
 
 from ptglab import data, findings, live, neighbours, review, runs
 from ptglab.suspects import Suspects
-
-EVIL = "<img src=x onerror=alert(1)>"
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory) -> findings.Findings:
-    return findings.read(leave(tmp_path_factory.mktemp("left") / "run")[0].path)
 
 
 @pytest.fixture
