@@ -1,12 +1,25 @@
 """ptglab: learn from wrongly labelled images without any clean subset, and find the wrong labels.
 
-The rooms are modules; import the one you need: `from ptglab import data, noise, pretrain`.
+Every module is imported by its name alone, when it is first used: `from ptglab import data, noise, pretrain`.
 """
 
+import importlib
 import os
+from pathlib import Path
 
-# Before torch is first imported: its threads soon sleep while they wait, instead of spinning for milliseconds, by which
-# two processes on the same cores would slow each other many times over.
+# OpenMP reads this when torch is first imported. Threads that wait soon sleep instead of spinning for milliseconds;
+# otherwise two processes on the same cores slow each other many times over.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    """Return the module `name` of one of the folders."""
+    for path in Path(__file__).parent.glob(f"*/{name}.py"):
+        return importlib.import_module(f"ptglab.{path.parent.name}.{name}")
+    raise AttributeError(f"ptglab has no module '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(path.stem for path in Path(__file__).parent.glob("**/[a-z]*.py"))

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ptglab import __version__, execution, files, stopping
+from ptglab import __version__, files, stopping
 from ptglab.errors import InputError, one_of
+from ptglab.lab import notebooks
 
 parameters_option = click.option(
     "-p", "--parameter", multiple=True, metavar="NAME=VALUE", help="A notebook parameter; repeatable."
@@ -44,8 +45,8 @@ def demo(out: Path, parameter: tuple[str, ...]) -> None:
 
     Pre-trains without labels, fine-tunes on wrong ones, finds them; leaves figures, results and the notebook.
     """
-    values = execution.values("00_quickstart", [*parameter, f"run_dir={out}"])
-    execution.execute("00_quickstart", out / "notebook.ipynb", values)
+    values = notebooks.values("00_quickstart", [*parameter, f"run_dir={out}"])
+    notebooks.execute("00_quickstart", out / "notebook.ipynb", values)
     _print_summary(out)
     print(f"\nfigures   {out / 'figures'}\nnotebook  {out / 'notebook.ipynb'}\nresults   {out / 'results.csv'}")
 
@@ -77,17 +78,17 @@ def audit(source: str, out: Path | None, parameter: tuple[str, ...], **options) 
     SOURCE is a folder with one sub-folder a class, a folder with a CSV id,label, parquet, or a name such as cifar10.
     Leaves suspects.csv, gallery.html, report.ipynb and more; run again, it goes on where it was.
     """
-    from ptglab import audit as audits
     from ptglab import data
+    from ptglab.audit import stages as audits
 
     one_of("budget", options["budget"], audits.BUDGETS)
     data.splits(source)  # what is not there is refused before a kernel starts
     out = out or Path("runs", "audit", Path(source).resolve().stem)
     given = [f"{name}={value}" for name, value in options.items() if value != ""]
-    values = execution.values("06_audit_your_images", [f"dataset={source}", f"run_dir={out}", *given, *parameter])
+    values = notebooks.values("06_audit_your_images", [f"dataset={source}", f"run_dir={out}", *given, *parameter])
     was_there = out.exists()
     try:
-        execution.execute("06_audit_your_images", out / "report.ipynb", values)
+        notebooks.execute("06_audit_your_images", out / "report.ipynb", values)
     except InputError:
         if not was_there and not (out / "pretrain").exists():  # refused before any work was done
             shutil.rmtree(out, ignore_errors=True)
@@ -104,7 +105,7 @@ def run(notebook: str, out: Path, parameter: tuple[str, ...]) -> None:
 
     Parameters are checked before anything starts: an unknown name, or a value of another type, is an error.
     """
-    execution.execute(notebook, out, execution.values(notebook, parameter))
+    notebooks.execute(notebook, out, notebooks.values(notebook, parameter))
     print(out)
 
 
@@ -133,9 +134,8 @@ def sweep(spec: str, out: Path | None, jobs: int, dask: str, dry_run: bool, para
     Finished cells are not run again, interrupted ones go on where they were. The exit status is the number of cells
     that failed, 100 at most; what SPEC gets wrong is said before any cell runs, with status 2.
     """
-    from ptglab import board
-    from ptglab import spec as specs
-    from ptglab import sweep as sweeps
+    from ptglab.lab import board, sweeps
+    from ptglab.lab import spec as specs
 
     if dask and jobs > 1:
         raise InputError("--jobs is of this machine: on a cluster, its workers say how many cells run at a time")
@@ -162,13 +162,15 @@ def doctor(determinism: bool, device: str) -> None:
     are identical.
     """
     if determinism:
-        from ptglab import determinism as twice
+        import determinism as twice
 
         same = twice.compare(device=device)
         for stage, identical in same.items():
             print(f"{stage:20}  {'identical' if identical else 'not identical'}")
         sys.exit(not all(same.values()))
-    from ptglab import data, engine, runs
+    from ptglab import data
+    from ptglab.lab import runs
+    from ptglab.train import engine
 
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("ptglab", f"{__version__} {runs.commit()}".strip())
@@ -192,7 +194,7 @@ def doctor(determinism: bool, device: str) -> None:
             missing.append(name)
     place = engine.place()
     table.add_row("device", f"{runs.hardware(place.device)}, {place.precision}")
-    table.add_row("notebooks", ", ".join(execution.notebook_names()))
+    table.add_row("notebooks", ", ".join(notebooks.notebook_names()))
     problems = [f"{', '.join(missing)}: pip install 'ptglab\\[lab]'"] if missing else []
     try:
         root = data.root()
@@ -211,7 +213,7 @@ def doctor(determinism: bool, device: str) -> None:
 
 def _print_summary(out: Path) -> None:
     """Print the results as a table: mean and standard deviation over noise seeds."""
-    from ptglab import runs
+    from ptglab.lab import runs
 
     frame = runs.Run(out).results()
     table = Table(title=f"{frame['noise'][0]} noise, nominal {frame['noise_rate'][0]:.0%}, "
@@ -251,7 +253,7 @@ def _called() -> AbstractContextManager[bool]:
     """Whether this process does what was asked for: the first of those that torchrun starts, which the others help."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return nullcontext(True)
-    from ptglab import processes
+    from ptglab.train import processes
 
     return processes.begun_by_torchrun()
 

@@ -1,6 +1,8 @@
 """Files: written whole or not at all, the system's refusals in one line, one process at a time in a folder."""
 
+import csv
 import errno
+import json
 import os
 import re
 import socket
@@ -10,7 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+import pandas as pd
+
 from ptglab.errors import InputError
+from ptglab.text import escape_formula
 
 try:
     import fcntl
@@ -29,6 +34,7 @@ REFUSALS = {  # what a person can mend, in their words
     errno.EEXIST: "a file stands where a folder should; delete it, or give another folder",
 }
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # said by some file systems
+MAX_TABLE = 1 << 28  # bytes of a CSV or a list of labels: millions of lines
 PATIENCE = 5.0  # seconds for a kernel whose parent was killed, which it looks for every second
 
 
@@ -47,6 +53,22 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write `content` as JSON to `path`, whole or not at all."""
+    write(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write `table` without its index: UTF-8, every text quoted, none of them a formula to a spreadsheet.
+
+    Any text comes back by `text.unescape_formula` of what `csv` or pandas (dtype=str, keep_default_na=False) reads.
+    """
+    texts = table.select_dtypes(exclude="number").columns
+    safe = table.assign(**{c: [escape_formula(v) if isinstance(v, str) else v for v in table[c]] for c in texts})
+    options = {"index": False, "quoting": csv.QUOTE_NONNUMERIC, "encoding": "utf-8", "errors": "backslashreplace"}
+    write(path, lambda temporary: safe.to_csv(temporary, lineterminator="\n", **options))
 
 
 @contextmanager
@@ -70,6 +92,13 @@ def allocate(file: IO | int, size: int) -> None:
     """Take `size` bytes of the disk for an open file, so that a mapping of it cannot fail later, by SIGBUS."""
     if hasattr(os, "posix_fallocate") and size:
         os.posix_fallocate(file if isinstance(file, int) else file.fileno(), 0, size)
+
+
+def small_enough(table: Path) -> Path:
+    """Return `table`, a CSV or list. Raises InputError if it is larger than MAX_TABLE."""
+    if (size := os.path.getsize(table)) > MAX_TABLE:
+        raise InputError(f"{table} has {size:,} bytes, more than the {MAX_TABLE:,} that a list of labels may have")
+    return table
 
 
 def drop_torn(folder: Path) -> None:

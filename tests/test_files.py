@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import refused
+from expected import refused
 
 from ptglab import files
 from ptglab.errors import InputError

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import speed
 import torch
 from matplotlib.figure import Figure
 
-from ptglab import figures, runs, speed
+from ptglab.lab import figures, runs
 
 OUT = Path("runs/bench")
 
@@ -88,7 +89,7 @@ def test_cost_grows_no_faster_than_the_images(name, capsys):
 NEIGHBOURS = """
 import resource, time
 import numpy as np
-from ptglab import neighbours
+from ptglab.detect import neighbours
 x = np.random.default_rng(0).standard_normal((200_000, 512), np.float32)
 start = time.perf_counter()
 neighbours.nearest(x, 20)

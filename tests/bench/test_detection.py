@@ -16,8 +16,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from ptglab import backbones, cli, data, engine, figures, finetune, label_errors, metrics, noise, predict, runs
+from ptglab import cli, data
+from ptglab.data import noise
+from ptglab.detect import label_errors
 from ptglab.errors import InputError
+from ptglab.lab import figures, metrics, runs
+from ptglab.train import backbones, engine, finetune, predict
 
 OUT = Path("runs/detection")
 HUMAN = ["label_aggre", "label_random1", "label_worse"]

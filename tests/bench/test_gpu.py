@@ -9,9 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import speed
 import torch
 
-from ptglab import backbones, data, engine, finetune, label_errors, metrics, noise, predict, pretrain, runs, speed
+from ptglab import data
+from ptglab.data import noise
+from ptglab.detect import label_errors
+from ptglab.lab import metrics, runs
+from ptglab.train import backbones, engine, finetune, predict, pretrain
 
 OUT = Path("runs/gpu")
 BATCH, WIDTH, N = 512, 64, 50_000

@@ -23,7 +23,10 @@ from pathlib import Path
 import ptglab
 import numpy as np
 import torch
-from ptglab import data, exports, label_errors, predict
+from ptglab import data
+from ptglab.audit import exports
+from ptglab.detect import label_errors
+from ptglab.train import predict
 
 folder, n, k = Path(sys.argv[1]), int(sys.argv[2]), 10
 draws = np.random.default_rng(0)

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import scale
 from matplotlib.figure import Figure
 
-from ptglab import figures, runs, scale
+from ptglab.lab import figures, runs
 
 SIZES = [int(n) for n in os.environ.get("PTGLAB_SIZES", "10000,100000,1000000").split(",")]
 OUT = Path("runs/scale")
@@ -61,7 +62,15 @@ from pathlib import Path
 import ptglab
 import numpy as np
 import torch
-from ptglab import backbones, cache, data, engine, exports, label_errors, neighbours, predict, pretrain
+from ptglab.train import backbones
+from ptglab.data import cache
+from ptglab import data
+from ptglab.train import engine
+from ptglab.audit import exports
+from ptglab.detect import label_errors
+from ptglab.detect import neighbours
+from ptglab.train import predict
+from ptglab.train import pretrain
 
 folder, n = Path(sys.argv[1]), int(sys.argv[2])
 cache.LARGE, rows = 0, []

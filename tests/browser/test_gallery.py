@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ptglab import data, exports
-from ptglab.suspects import Suspects
+from ptglab import data
+from ptglab.audit import exports
+from ptglab.detect.suspects import Suspects
 
 pytestmark = pytest.mark.browser
 EVIL = "<img src=x onerror=alert(1)>.png"

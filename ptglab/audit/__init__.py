@@ -1,0 +1,1 @@
+"""One set of images from start to report."""

@@ -1,0 +1,194 @@
+"""Image folders: which files there are, which split they belong to, and what their sub-folders or a CSV call them."""
+
+import codecs
+import csv
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from unicodedata import normalize
+
+from ptglab.data.decode import SUFFIXES
+from ptglab.errors import InputError, one_of
+from ptglab.files import small_enough
+from ptglab.text import printable, unescape_formula
+
+JUNK = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}  # archives and file servers leave thumbnails in them
+MARKS = {  # byte order marks; those of UTF-32 before those of UTF-16, which they begin with
+    codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
+
+
+def walk(folder: Path) -> Iterator[tuple[str, os.DirEntry | OSError]]:
+    """Yield (id, entry) of the files and links below `folder`, top down and sorted; links are not followed.
+
+    An id is the path relative to `folder`, with forward slashes and printable. Hidden names and JUNK are skipped. A
+    folder that cannot be opened comes as (id, error); `folder` itself raises OSError.
+    """
+    below = [("", os.fspath(folder))]
+    while below:
+        inside, path = below.pop()
+        try:
+            entries = _entries(path)
+        except OSError as error:
+            if not inside:
+                raise
+            yield inside.removesuffix("/"), error
+            continue
+        folders = [(f"{inside}{name}/", e.path) for name, e in entries.items() if e.is_dir(follow_symlinks=False)]
+        below += reversed(folders)
+        yield from ((inside + name, e) for name, e in entries.items() if not e.is_dir(follow_symlinks=False))
+
+
+def _entries(folder: str | Path) -> dict[str, os.DirEntry]:
+    """Return {printable name: entry}, sorted; a name that has to be escaped is never mistaken for another."""
+    with os.scandir(folder) as found:
+        entries = sorted((e for e in found if e.name[0] != "." and e.name not in JUNK), key=lambda e: e.name)
+    named = {}
+    for entry in entries:
+        name = printable(entry.name)
+        while name in named:  # only if one of the two was escaped, so there is a backslash
+            name = name.replace("\\", "\\\\")
+        named[name] = entry
+    return named
+
+
+def split_folders(source: Path) -> dict[str, Path]:
+    """Return {split: folder}; a folder `train` with neither `test` beside it nor classes or a CSV inside is a class."""
+    train, test = (source / name if _is_folder(source / name) else None for name in ("train", "test"))
+    if train and test:
+        return {"train": train, "test": test}
+    inner = _entries(train).items() if train else []
+    holds_set = any(e.is_dir(follow_symlinks=False) or name.lower().endswith(".csv") for name, e in inner)
+    return {"train": train if holds_set else source}
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def listing(folder: Path, labels: str | None, within: Path | None = None) -> tuple[dict, dict, dict, list]:
+    """Return {id: path}, {id: given label}, {id: true label} (empty if unknown) and [(id, why it is left out)].
+
+    `within`: the folder that links may not lead out of, `folder` itself unless said.
+    """
+    home = os.path.join(os.path.realpath(within or folder), "")
+    files, left_out = _images(folder, home)
+    if not files:
+        why = "; {} left out, the first: {} ({})".format(len(left_out), *min(left_out.items())) if left_out else ""
+        raise InputError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}){why}")
+    names = _entries(folder).items()
+    tables = [Path(e.path) for name, e in names if name.lower().endswith(".csv") and not e.is_dir()]
+    if tables:
+        given, true, unlabelled = _csv_labels(_the_one(tables, home), set(files), labels)
+    else:
+        if labels:
+            raise InputError(f"{folder} has no label column '{labels}': it has no CSV, its labels are its sub-folders")
+        given = {id: id.split("/")[0] for id in files if "/" in id}
+        true, unlabelled = {}, {id: "lies outside the class folders" for id in files if "/" not in id}
+        if not given:
+            raise InputError(f"{folder} has no labels: neither one sub-folder a class nor a CSV with columns id,label")
+    return files, given, true, [(id, printable(why)) for id, why in (unlabelled | left_out).items()]
+
+
+def _images(folder: Path, home: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return {id: path} of the image files, links to files below `home` among them, and {id: reason} of the others."""
+    files, left_out = {}, {}
+    for id, entry in walk(folder):
+        if isinstance(entry, OSError):
+            left_out[id] = f"cannot be opened: {entry.strerror}"
+            continue
+        is_image = os.path.splitext(entry.name)[1].lower() in SUFFIXES
+        target = os.path.realpath(entry.path) if entry.is_symlink() else None
+        if target and os.path.isdir(target):
+            left_out[id] = "is a link to a folder, which is not followed"
+        elif is_image and not (os.path.isfile(target) if target else entry.is_file()):
+            left_out[id] = "is a link to no file" if target else "is no regular file"
+        elif is_image and target and not target.startswith(home):
+            left_out[id] = "is a link out of the folder, which is not followed: put a copy there"
+        elif is_image:
+            files[id] = entry.path
+    return files, left_out
+
+
+def _the_one(tables: list[Path], home: str) -> Path:
+    """Return the one CSV. Raises InputError if there are more, or if it is not a file below `home`."""
+    table = tables[0]
+    if len(tables) > 1:
+        raise InputError(f"{table.parent} holds {len(tables)} CSV files; there should be one, with columns id,label")
+    if not table.is_file() or (table.is_symlink() and not os.path.realpath(table).startswith(home)):
+        raise InputError(f"{table} is no file of that folder: put a copy there")
+    return table
+
+
+def _csv_labels(table: Path, files: set[str], labels: str | None) -> tuple[dict, dict, dict]:
+    """Return {id: given label}, {id: true label} (empty if unknown) and {id: why it is left out}."""
+    columns, rows = _read_csv(table)
+    if "id" not in columns:
+        raise InputError(f"{table} has no column 'id': it has {', '.join(columns[:20]) or 'none'}; its first line must "
+                         "name the columns, as id,label does")  # fmt: skip
+    column, times = Counter(filter(None, columns)).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{table} has two columns '{column}': name one otherwise")
+    name = one_of(f"label column of {table}", labels or "label", [c for c in columns if c not in ("id", "")])
+    composed = {normalize("NFC", id): id for id in files} | dict(zip(files, files, strict=True))
+    cells, left_out = {}, {}  # id > (given, true)
+    for line, row in rows:
+        cell = dict(zip(columns, row, strict=False))
+        id = _image_id(cell.get("id", ""), composed)
+        pair = tuple(printable(unescape_formula(cell.get(column, "").strip())) for column in (name, "label"))
+        if any(row[len(columns) :]):
+            left_out[id] = f"line {line} of {table.name} has {len(row)} fields instead of {len(columns)}"
+        elif id not in files:
+            left_out[id] = f"listed in {table.name}, but there is no such image"
+        elif not pair[0]:
+            left_out[id] = f"has no {name} in {table.name}"
+        elif cells.setdefault(id, pair) != pair:
+            as_first, as_now = ("/".join(dict.fromkeys(p)) for p in (cells[id], pair))
+            left_out[id] = f"listed twice in {table.name}, as {as_first} and as {as_now}"
+    left_out |= {id: f"not listed in {table.name}" for id in files - cells.keys() - left_out.keys()}
+    kept = {id: pair for id, pair in cells.items() if id not in left_out}
+    if not kept:
+        raise InputError(f"{table} labels none of the images beside it: its ids must be paths relative to the folder, "
+                         f"such as {min(files)}")  # fmt: skip
+    if all(re.fullmatch(r"\d+(\.0*)?|", label) for pair in kept.values() for label in pair):  # 1.0 from a spreadsheet
+        kept = {id: tuple(label.partition(".")[0] for label in pair) for id, pair in kept.items()}
+    known = name != "label" and all(true for _, true in kept.values())
+    given, true = ({id: pair[i] for id, pair in kept.items()} for i in (0, 1))
+    return given, true if known else {}, left_out
+
+
+def _image_id(text: str, composed: dict[str, str]) -> str:
+    """Return the id of the image that a CSV calls `text`: as it is, `unescape_formula`, or without spaces, `./` or backslashes."""
+    bare = text.strip()
+    for way in (text, unescape_formula(text), bare, bare.replace("\\", "/").removeprefix("./")):
+        way = printable(way)
+        for name in (way, normalize("NFC", way)):  # a Mac writes accents in two characters
+            if name in composed:
+                return composed[name]
+    return printable(bare)
+
+
+def _read_csv(table: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Return the column names and [(line, cells)] of a CSV with commas, semicolons, tabs or bars."""
+    content = small_enough(table).read_bytes()
+    encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding).lstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{table} is no UTF-8 CSV: {error.reason} at byte {error.start}; save it as UTF-8") from None
+    if "\0" in text:
+        raise InputError(f"{table} is no UTF-8 CSV: it holds NUL characters; save it as UTF-8")
+    head = re.match("[^\r\n]*", text)[0]
+    delimiter = next((d for d in ",;\t|" if "id" in (name.strip(' "') for name in head.split(d))), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        rows = [(reader.line_num, row) for row in reader if any(row)]
+    except csv.Error as error:
+        raise InputError(
+            f"{table} is no UTF-8 CSV: {error}, in line {reader.line_num}; is a quote left open?"
+        ) from None
+    return [name.strip() for name in rows[0][1]] if rows else [], rows[1:]

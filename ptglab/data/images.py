@@ -1,0 +1,353 @@
+"""Image sets: one uint8 tensor of images, the labels in hand, and the true ones where they are known."""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ptglab.data import cache
+from ptglab.data import published as listed
+from ptglab.data import parquet
+from ptglab.data.decode import decode, resized
+from ptglab.errors import InputError, one_of
+from ptglab.data.folders import listing, split_folders
+from ptglab.text import printable
+from ptglab.data.sources import Files, Shards
+
+TORCHVISION = {
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "fashion_mnist": "FashionMNIST",
+    "svhn": "SVHN",
+    "stl10": "STL10",
+}
+NAMES = ("digits", *TORCHVISION)
+MAX_SIDE = 4096  # that images can be resized to
+MAX_LABELS = 1 << 24  # bytes of a file of human labels; the published ones have 2.5 million
+# Label files of CIFAR-10N and CIFAR-100N (Wei et al. 2022, arXiv 2110.12088), found in the data root
+CIFAR_N = {"cifar10": "CIFAR-10_human.pt", "cifar100": "CIFAR-100_human.pt"}
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with their labels, row by row.
+
+    images: uint8 [N, C, H, W]; labels_given: int64 [N], all that training and detection see; labels_true: int64 [N],
+    or None where nobody knows; class_names: K texts; ids: N texts, unique. A text is
+    one line that can be printed: what a name holds otherwise is escaped, as in `\\n` or `\\xff`.
+    `unreadable` lists (id, reason) of what is not among the N; `notes` says what was changed on the way in.
+    `files`: the N image files of a folder; empty for what lies in other ways.
+    """
+
+    images: Tensor
+    labels_given: np.ndarray
+    labels_true: np.ndarray | None
+    class_names: list[str]
+    ids: list[str]
+    unreadable: Sequence[tuple[str, str]] = ()
+    notes: Sequence[str] = ()
+    files: Sequence[Path] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tell this set from others: hex SHA-256 of ids, given labels, classes, shape, and 1,000 to 1,999 rows of
+        pixels evenly spread (all, if there are no more).
+        """
+        digest = hashlib.sha256(json.dumps([self.ids, self.class_names, list(self.images.shape)]).encode())
+        digest.update(self.labels_given.astype("<i8").tobytes())
+        for image in self.images[:: max(1, len(self) // 1000)]:
+            digest.update(image.numpy().tobytes())
+        return digest.hexdigest()
+
+    def subset(self, number: int, seed: int) -> "ImageSet":
+        """Return `number` rows drawn without replacement, in order; all of them for 0 or if there are no more."""
+        if not 0 < number < len(self):
+            return self
+        rows = np.sort(np.random.default_rng(seed).permutation(len(self))[:number])
+        true = None if self.labels_true is None else self.labels_true[rows]
+        files = [self.files[i] for i in rows] if self.files else ()
+        return replace(self, images=self.images[rows], labels_given=self.labels_given[rows], labels_true=true,
+                       ids=[self.ids[i] for i in rows], files=files)  # fmt: skip
+
+    def __str__(self) -> str:
+        n, c, h, w = self.images.shape
+        truth = "unknown"
+        if self.labels_true is not None:
+            truth = f"known ({(self.labels_true != self.labels_given).mean():.2%} of the given labels are wrong)"
+        lines = [
+            f"{n:,} images of {h} x {w} pixels, {c} channel{'s' * (c > 1)}; {self.num_classes} classes; truth {truth}"
+        ]
+        lines += self.notes
+        if self.unreadable:
+            lines.append(
+                f"{len(self.unreadable):,} left out, the first: {self.unreadable[0][0]!r} ({self.unreadable[0][1]})"
+            )
+        return "\n".join(lines)
+
+
+def load(
+    source: str | Path,
+    split: str = "train",
+    labels: str | None = None,
+    image_size: int | None = None,
+    at_most: int | None = None,
+) -> ImageSet:
+    """Load the images and labels of `source`.
+
+    source: a name of NAMES; a parquet file or folder in the Hugging Face image layout; a folder with one sub-folder a
+    class, or a flat one with a CSV `id,label`; a folder of either kind may hold `train` and `test`; WebVision,
+    Clothing1M or ANIMAL-10N as published, where `listed` says what `labels` may be and which truth is known.
+    labels: the column that is *given*; `label` beside it is then the truth. Without it the column is `label`, and the
+    truth is known for the names only, whose labels count as true. More pixels than `cache.LARGE` are decoded once and
+    mapped from a file from then on, see `cache`. image_size: resize to this square; at_most: to this
+    one, what has more pixels a side. The id of an image in a folder is its path relative to `source`.
+    Raises InputError, in one line, for whatever cannot be loaded.
+    """
+    source, labels = located(source), None if labels in (None, "", "label") else labels
+    for name, side in {"image_size": image_size, "at_most": at_most}.items():
+        if not 4 <= (side or 4) <= MAX_SIDE:
+            raise InputError(f"{name} is {side}; it must be from 4 to {MAX_SIDE:,}")
+    one_of(f"split of {printable(source)}", split, splits(source))
+    with _in_one_line(source):
+        if source == "digits":
+            image_set = _digits(split, labels)
+        elif source in TORCHVISION:
+            image_set = _torchvision(source, split, labels)
+        elif not listed.detect(Path(source)) and (files := parquet.split_files(Path(source), split)):
+            return _parquet(source, files, split, labels, image_size, at_most)
+        else:
+            return _folder(Path(source), split, labels, image_size, at_most)
+    if at_most and max(image_set.images.shape[2:]) > at_most:
+        image_size = image_size or at_most
+    if image_size:
+        image_set = replace(image_set, images=resized(image_set.images, image_size))
+    return image_set
+
+
+def splits(source: str | Path) -> list[str]:
+    """Return the splits `load` finds in `source`: `train`, and `test` where there is one.
+
+    Raises InputError if there is no such source, naming those there are.
+    """
+    source = located(source)
+    path = Path(source)
+    if source in NAMES:
+        return ["train", "test"]
+    with _in_one_line(source):
+        if not os.path.exists(source):
+            if os.sep in source or "." in source:
+                raise InputError(f"no such file or folder: {source}")
+            one_of("dataset", source, [*NAMES, "or a folder or parquet file"])
+        if not path.is_dir() and not (path.is_file() and path.suffix == ".parquet"):
+            raise InputError(f"{source} is neither a folder nor a .parquet file")
+        if listed.detect(path):
+            return listed.splits(path)
+        is_file = path.is_file()
+        both = not is_file and (parquet.split_files(path, "test") or len(split_folders(path)) > 1)
+        return ["train", "test"] if both else ["train"]
+
+
+def located(source: str | Path) -> str:
+    """Return where `source` is: as it is if it is a name or there, otherwise below the data root if it is there."""
+    source = str(source)
+    if source in NAMES or not source or os.path.exists(source):
+        return source
+    below = os.path.join(os.environ.get("PTGLAB_DATA") or "data", source)
+    return below if os.path.exists(below) else source
+
+
+def check_labels(source: str | Path, labels: str | None = None) -> None:
+    """Raise InputError unless there is such a source, with the column `labels` of given labels; no image is read."""
+    source, labels = located(source), None if labels in (None, "", "label") else labels
+    splits(source)
+    with _in_one_line(source):
+        if source == "digits":
+            one_of("label column of digits", labels or "label", ["label"])
+        elif source in TORCHVISION:
+            _human_labels(source, "train", labels) if labels else None
+        elif listed.detect(Path(source)):
+            listed.class_names(Path(source), labels)
+        elif files := parquet.split_files(Path(source), "train"):
+            parquet.check(files[0], labels)
+        else:
+            listing(split_folders(Path(source))["train"], labels, Path(source))
+
+
+@contextmanager
+def _in_one_line(source: str) -> Iterator[None]:
+    """Turn what the system says of `source` into InputError, and escape what names in a message may hold."""
+    try:
+        yield
+    except OSError as error:
+        what = error.filename if isinstance(error.filename, str) else source
+        raise InputError(printable(f"{what} cannot be read: {error.strerror or error}")) from None
+    except InputError as error:
+        raise InputError(printable(str(error))) from None
+
+
+def root() -> Path:
+    """Return the data root: the folder PTGLAB_DATA names, or `data`. Raises InputError if PTGLAB_DATA names none."""
+    named = os.environ.get("PTGLAB_DATA")
+    if named and not Path(named).is_dir():
+        raise InputError(f"PTGLAB_DATA names {named}, which is no folder: make it, or unset PTGLAB_DATA")
+    return Path(named or "data")
+
+
+def read_cifar_n(path: str | Path) -> dict[str, np.ndarray]:
+    """Return the label columns of a CIFAR-10N or CIFAR-100N file, int64 [50000] each, named as `label_worse`.
+
+    The file is a pickle: only NumPy arrays of numbers are let in, by torch's restricted unpickler.
+    Raises InputError if it holds anything else, or more than its bytes.
+    """
+    reconstruct = np._core.multiarray._reconstruct
+    allowed = [np.ndarray, np.dtype, type(np.dtype(np.int64)), type(np.dtype(np.int32))]
+    allowed += [(reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    try:
+        if (size := os.path.getsize(path)) > MAX_LABELS:
+            raise ValueError(f"{size} bytes")
+        with torch.serialization.safe_globals(allowed):
+            columns = torch.load(path, weights_only=True)
+        if sum(values.nbytes for values in columns.values()) > size:  # an array may be announced, and not be there
+            raise ValueError("arrays of more bytes than the file has")
+        columns = {name: np.asarray(values, np.int64) for name, values in columns.items()}
+    except Exception as error:  # whatever a foreign pickle makes the unpickler say; torch's advice is to trust it
+        raise InputError(f"{path} is no CIFAR-N label file, a dictionary of whole-number NumPy arrays: it was not "
+                         f"loaded ({type(error).__name__})") from None  # fmt: skip
+    return {_label_name(name): values for name, values in columns.items()}
+
+
+def _label_name(name: str) -> str:
+    """`worse_label`, `random_label1`, `clean_label` > `label_worse`, `label_random1`, `label`."""
+    words = name.replace("_label", "")
+    return "label" if words == "clean" else f"label_{words}"
+
+
+def _digits(split: str, labels: str | None) -> ImageSet:
+    """scikit-learn's 1,797 handwritten digits, enlarged from 8 x 8 to 16 x 16; a fixed stratified fifth is the test."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    one_of("label column of digits", labels or "label", ["label"])
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] * (255 / 16)
+    images = F.interpolate(images, scale_factor=2, mode="bilinear").round().to(torch.uint8)
+    train, test = train_test_split(np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=0)
+    rows = np.sort(train if split == "train" else test)
+    target = digits.target.astype(np.int64)[rows]
+    return ImageSet(images[rows], target, target, [str(i) for i in range(10)], [str(i) for i in rows])
+
+
+def _torchvision(name: str, split: str, labels: str | None) -> ImageSet:
+    import torchvision.datasets
+
+    where = {"split": split} if name in ("svhn", "stl10") else {"train": split == "train"}
+    folder = root()
+    try:
+        dataset = getattr(torchvision.datasets, TORCHVISION[name])(str(folder), download=True, **where)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name} is not under {folder} and could not be downloaded ({reason}): put it there, or set "
+                         "PTGLAB_DATA to the folder that holds it") from None  # fmt: skip
+    images = torch.as_tensor(dataset.data)
+    if images.ndim == 3:  # [N, H, W]
+        images = images[:, None]
+    elif images.shape[-1] == 3:  # [N, H, W, C]
+        images = images.permute(0, 3, 1, 2).contiguous()
+    true = np.asarray(dataset.targets if hasattr(dataset, "targets") else dataset.labels, np.int64)
+    given = true
+    if labels:
+        given, clean = _human_labels(name, split, labels)
+        if not np.array_equal(clean, true):
+            raise InputError(f"{folder / CIFAR_N[name]} is in another order than {name}: its clean labels differ")
+    classes = getattr(dataset, "classes", None) or range(10)
+    return ImageSet(images, given, true, [str(c) for c in classes], [str(i) for i in range(len(images))])
+
+
+def _human_labels(name: str, split: str, labels: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the column `labels` of the CIFAR-N file in the data root, and its clean one."""
+    path = root() / CIFAR_N.get(name, "")
+    if split != "train" or not path.is_file():
+        wanted = f": it comes from {path}, which is not there" if name in CIFAR_N and split == "train" else ""
+        raise InputError(f"{name} ({split}) has no label column '{labels}'{wanted}")
+    columns = read_cifar_n(path)
+    return columns[one_of(f"label column of {path}", labels, columns)], columns["label"]
+
+
+def _parquet(
+    source: str, files: list[Path], split: str, labels: str | None, image_size: int | None, at_most: int | None
+) -> ImageSet:
+    parquet.check(files[0], labels)
+    shards, options = Shards(list(map(os.path.abspath, files))), (image_size, at_most)
+    large = cache.is_large(shards, *options)
+    blobs, given, true, class_names = parquet.read(files, labels, images=not large)
+    rows = np.flatnonzero(given >= 0)
+    if not len(rows):
+        raise InputError(f"label column '{labels or 'label'}' of {files[0]} has no label in any of its rows")
+    ids = [str(i) for i in rows]
+    if large:
+        shards = replace(shards, skipped=np.flatnonzero(given < 0).tolist())
+        place = cache.folder(source, split, labels, *options)
+        images, kept, broken, notes = cache.images(shards, list(map(str, range(len(given)))), place, *options)
+        kept = np.searchsorted(rows, kept)
+    else:
+        images, kept, broken, notes = decode([blobs[i] for i in rows], ids, io.BytesIO, *options)
+    missing = [(str(i), printable(f"has no {labels or 'label'}")) for i in np.flatnonzero(given < 0)]
+    unreadable, rows = sorted(missing + broken, key=lambda pair: int(pair[0])), rows[kept]
+    return ImageSet(images, given[rows], None if true is None else true[rows], class_names, [ids[i] for i in kept],
+                    unreadable, notes)  # fmt: skip
+
+
+def _folder(source: Path, split: str, labels: str | None, image_size: int | None, at_most: int | None) -> ImageSet:
+    published = listed.detect(source)
+    folders = {split: source} if published else split_folders(source)
+    parts = listed.listing(source, split, labels) if published else listing(folders[split], labels, source)
+    files, given, true, unreadable = parts
+    ids = [id for id in files if id in given]
+    sources, options = Files([os.path.abspath(files[id]) for id in ids]), (image_size, at_most)
+    if cache.is_large(sources, *options):
+        place = cache.folder(source, split, labels, *options)
+        images, kept, broken, notes = cache.images(sources, ids, place, *options)
+    else:
+        images, kept, broken, notes = decode(sources.paths, ids, lambda path: path, *options)
+    ids = [ids[i] for i in kept]
+    names = {given[id] for id in ids} | {true[id] for id in ids if id in true}
+    for other in folders.keys() - {split}:  # both splits number the classes alike, also one that only one of them has
+        names |= {*given.values(), *true.values()}
+        for column in {labels, None}:
+            with suppress(InputError):
+                _, other_given, other_true, _ = listing(folders[other], column, source)
+                names |= {*other_given.values(), *other_true.values()}
+    class_names = listed.class_names(source, labels) if published else _class_names(names)
+    number = {name: i for i, name in enumerate(class_names)}
+    labels_given = np.array([number[given[id]] for id in ids], np.int64)
+    labels_true = np.array([number[true[id]] for id in ids], np.int64) if true else None
+    lonely = np.flatnonzero(np.bincount(labels_given, minlength=len(class_names)) == 1)
+    if len(lonely) == 1:
+        notes.append(f"class '{class_names[lonely[0]]}' has one image: no other one of its class can speak for it")
+    elif len(lonely):
+        notes.append(f"{len(lonely):,} classes have one image each, the first: '{class_names[lonely[0]]}'")
+    inside, paths = "" if folders[split] == source else f"{folders[split].name}/", [Path(files[id]) for id in ids]
+    ids, unreadable = [inside + id for id in ids], [(inside + id, why) for id, why in sorted(unreadable + broken)]
+    return ImageSet(images, labels_given, labels_true, class_names, ids, unreadable, notes, paths)
+
+
+def _class_names(names: set[str]) -> list[str]:
+    """Sort numbers as numbers, everything else as text; Python reads numbers of up to 4,300 digits."""
+    numbers = all(n.isdecimal() and len(n) < 4300 for n in names)
+    return sorted(names, key=lambda n: (int(n), n)) if numbers else sorted(names)

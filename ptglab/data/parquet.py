@@ -1,0 +1,193 @@
+"""Parquet files in the Hugging Face image layout: `image: {bytes, path}` beside columns of whole-number labels."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ptglab.errors import InputError, one_of
+from ptglab.data.folders import walk
+from ptglab.text import printable
+
+TEST_NAMES = ("test", "validation", "valid", "val")  # what a test split is called, first found wins
+# A file may unpack to so many times its own size, and to so many bytes in any case; a row counts as ROW bytes at least.
+# A few bytes may stand for any number of copies of an image, so that not only what a file says of itself is asked.
+EXPANSION, MODEST, ROW = 100, 1 << 30, 100
+BUFFER = 1 << 20  # bytes of a column that are read at a time
+ROWS = 64  # that are unpacked at a time
+MOST_CLASSES = 100_000  # where no names are listed; a column of larger numbers is hardly one of labels
+
+
+def split_files(path: Path, split: str) -> list[Path]:
+    """Return the parquet files of `split`: `train.parquet`, `train-00000-of-00002.parquet`, `train/0000.parquet`.
+
+    A file, or a folder that is itself called `.parquet`, is all `train`.
+    """
+    if path.is_file():
+        return [path] if path.suffix == ".parquet" and split == "train" else []
+    entries = [e for _, e in walk(path) if not isinstance(e, OSError) and e.name.endswith(".parquet") and e.is_file()]
+    files = sorted(Path(e.path) for e in entries)
+    words = [f.stem.split("-")[0] for f in files]
+    named = [w if w in ("train", *TEST_NAMES) else f.parent.name for w, f in zip(words, files, strict=True)]
+    for name in TEST_NAMES if split == "test" else (split,):
+        if name in named:
+            return [f for f, own in zip(files, named, strict=True) if own == name]
+    return files if path.suffix == ".parquet" and split == "train" else []
+
+
+def read(
+    files: list[Path], labels: str | None, images: bool = True
+) -> tuple[list[bytes], np.ndarray, np.ndarray | None, list[str]]:
+    """Return (the N image files, labels_given int64 [N], labels_true int64 [N] or None, class names) of `files`.
+
+    Without `images` there are none of these: `blobs` yields them a few at a time.
+
+    labels: the given column; `label` beside it is then the truth, if it has no gaps. A missing image is empty, a
+    missing given label is -1. Raises InputError for damaged files, for those that unpack to EXPANSION times their size
+    and more than MODEST bytes, for other columns and labels that are no class.
+    """
+    tables, images_of = [], []
+    for file in files:
+        with _opened(file) as parquet:
+            table, found = _table(file, parquet, _columns(file, parquet.schema_arrow, labels), images)
+            tables.append(table)
+            images_of += found
+    if not sum(len(table) for table in tables):
+        raise InputError(f"{files[0]} has no rows")
+    names = [n for n in tables[0].column_names if all(n in t.column_names for t in tables)]
+    columns = {n: np.concatenate([_numbers(f, t, n) for f, t in zip(files, tables, strict=True)]) for n in names}
+    given, true = columns[labels or "label"], columns.get("label") if labels else None
+    top = max(int(column.max()) for column in columns.values())
+    class_names = _listed_names(tables[0].schema, [labels or "label", "label"])
+    if not class_names and top >= MOST_CLASSES:
+        raise InputError(f"label column '{labels or 'label'}' of {files[0]} holds {top}: is it one of labels?")
+    class_names = class_names or [str(i) for i in range(top + 1)]
+    for name, column in columns.items():
+        bad = np.flatnonzero(column >= len(class_names))
+        if len(bad):
+            where = f"row {bad[0]} of label column '{name}' of {files[0]}"
+            raise InputError(f"{where} holds {column[bad[0]]}; labels run from 0 to {len(class_names) - 1}")
+    return images_of, given, None if true is None or true.min() < 0 else true, class_names
+
+
+def check(file: Path, labels: str | None) -> None:
+    """Raise InputError unless `file` holds images and the label column `labels`; its rows are not read."""
+    with _opened(file) as parquet:
+        _columns(file, parquet.schema_arrow, labels)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[pq.ParquetFile]:
+    """Open `file`, to be read as a stream; raise InputError for whatever Arrow says of a damaged one."""
+    try:  # Arrow opens no name that is not UTF-8
+        with open(file, "rb") as opened, pq.ParquetFile(opened, pre_buffer=False, buffer_size=BUFFER) as parquet:
+            yield parquet
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged file makes Arrow say
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise InputError(f"{file} is no readable parquet file: {reason}") from None
+
+
+def row_groups(file: Path) -> list[int]:
+    """Return how many rows each row group of `file` has."""
+    with _opened(file) as parquet:
+        return [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+
+
+def blobs(file: Path, groups: list[int]) -> Iterator[bytes]:
+    """Yield the image files of row groups, in order, ROWS in memory at a time; an image that is missing is empty.
+
+    Raises InputError for a damaged file, and for one that unpacks to too much.
+    """
+    with _opened(file) as parquet:
+        allowed, unpacked = max(MODEST, EXPANSION * file.stat().st_size), 0
+        for batch in parquet.iter_batches(ROWS, groups, ["image.bytes"], use_threads=False):
+            images = pc.struct_field(batch.column("image"), "bytes")
+            unpacked += max(images.nbytes, ROW * len(images))
+            if unpacked > allowed:
+                raise _too_much(file, allowed)
+            yield from (blob or b"" for blob in images.to_pylist())
+
+
+def _too_much(file: Path, allowed: int) -> InputError:
+    size = f"{file.stat().st_size:,} bytes"
+    return InputError(f"{file} has {size} and unpacks to more than {allowed:,}: it is not read")
+
+
+def _table(file: Path, parquet: pq.ParquetFile, names: list[str], images: bool) -> tuple[pa.Table, list[bytes]]:
+    """Return the columns `names` and the image files of an open file. Raises InputError if it unpacks to too much."""
+    schema, groups = parquet.schema_arrow, range(parquet.num_row_groups)
+    allowed = max(MODEST, EXPANSION * file.stat().st_size)
+    said = sum(parquet.metadata.row_group(i).total_byte_size for i in groups)
+    batches, found, unpacked = [], [], max(said, ROW * parquet.metadata.num_rows)
+    if unpacked <= allowed:
+        unpacked = 0
+        wanted = ["image.bytes", *names] if images else names
+        for batch in parquet.iter_batches(ROWS if images else ROWS << 8, columns=wanted, use_threads=False):
+            if images:
+                files = pc.struct_field(batch.column("image"), "bytes")
+                unpacked += max(files.nbytes, ROW * len(files))
+                if unpacked > allowed:
+                    break
+                found += [blob or b"" for blob in files.to_pylist()]
+            batches.append(batch.select(names))
+    if unpacked > allowed:
+        raise _too_much(file, allowed)
+    fields = [schema.field(name) for name in names]
+    return pa.Table.from_batches(batches, pa.schema(fields, schema.metadata)), found
+
+
+def _columns(file: Path, schema: pa.Schema, labels: str | None) -> list[str]:
+    """Return the label columns to read, the given one first. Raises InputError if there is no such one, or no image."""
+    names = schema.names
+    if "image" not in names:
+        raise InputError(f"{file} has no column 'image': it has {', '.join(names[:20]) or 'none'}")
+    column, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{file} has two columns '{column}'")
+    kind = schema.field("image").type
+    inner = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
+    if "bytes" not in inner or not (pa.types.is_binary(inner["bytes"]) or pa.types.is_large_binary(inner["bytes"])):
+        raise InputError(f"column 'image' of {file} holds {_short(kind)}, not a struct with the binary field 'bytes'")
+    given = one_of(f"label column of {file}", labels or "label", [n for n in names if n != "image"])
+    return [given, "label"] if given != "label" and "label" in names else [given]
+
+
+def _numbers(file: Path, table: pa.Table, name: str) -> np.ndarray:
+    """Return the label column as int64 [N], -1 where it is missing. Raises InputError if it holds anything else."""
+    column = table.column(name)
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    elif pa.types.is_floating(column.type):
+        column = column.cast(pa.float64())
+    elif not pa.types.is_integer(column.type):
+        raise InputError(f"label column '{name}' of {file} holds {_short(column.type)}, not whole numbers from 0")
+    missing = column.is_null(nan_is_null=True).to_numpy()
+    values = np.where(missing, 0, column.fill_null(0).to_numpy())
+    bad = np.flatnonzero((values < 0) | (values > 2.0**53) | (values != np.floor(values)))
+    if len(bad):
+        said = f"row {bad[0]} of label column '{name}' of {file} holds {values[bad[0]]}"
+        raise InputError(f"{said}; labels are whole numbers from 0")
+    return np.where(missing, -1, values.astype(np.int64))
+
+
+def _listed_names(schema: pa.Schema, columns: list[str]) -> list[str] | None:
+    """Return the class names that Hugging Face's metadata list for the first of `columns` that has any."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        listed = next(features[c]["names"] for c in columns if "names" in features.get(c, {}))
+        return [printable(str(name)) for name in listed]
+    except Exception:  # there are none, or they are not as Hugging Face writes them
+        return None
+
+
+def _short(kind: pa.DataType) -> str:
+    """Return the name of `kind`, without the many fields it may have."""
+    return str(kind) if len(str(kind)) < 60 else f"{str(kind)[:60]}..."

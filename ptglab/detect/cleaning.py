@@ -1,0 +1,93 @@
+"""What may be done beyond plain fine-tuning: recipes by name, and the loop that cleans the labels as it goes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ptglab.detect import noise_rate
+from ptglab.detect.suspects import Suspects, suspects
+from ptglab.errors import one_of
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A row of RECIPES: options of `finetune.train`, and what is done with suspects first."""
+
+    loss: str = "cross_entropy"
+    averaging: float = 0.0  # decay of the moving average of the weights
+    curriculum: bool = False  # whether rows are admitted by the detector's score, unsuspicious ones at last
+    clean: str = ""  # what is done with suspects, again and again: see ACTIONS
+
+
+DETECTOR = "ensemble"  # whose suspects and scores the recipes go by
+ACTIONS = ("drop", "relabel")
+RECIPES = {
+    "plain": Recipe(),
+    "gce": Recipe(loss="gce"),
+    "ema": Recipe(averaging=0.99),
+    "curriculum": Recipe(curriculum=True),
+    "clean_drop": Recipe(clean="drop"),
+    "clean_relabel": Recipe(clean="relabel"),
+}
+
+
+@dataclass(frozen=True)
+class Round:
+    """The labels after some rounds of cleaning; see `clean`.
+
+    labels: int64 [N]; trusted: bool [N], the rows that are left; probs: float32 [N, K], out of fold, of what learned
+    from these labels; estimated: the share of the trusted labels that is estimated wrong.
+    """
+
+    labels: np.ndarray
+    trusted: np.ndarray
+    probs: np.ndarray
+    estimated: float
+
+
+def clean(
+    labels_given: np.ndarray,
+    fit: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    detect: Callable[[np.ndarray, np.ndarray, np.ndarray | None], Suspects],
+    action: str,
+    features: np.ndarray | None = None,
+    most: int = 10,
+) -> Iterator[Round]:
+    """Learn, detect, mend, and learn again; yield each round for as long as the estimated noise falls.
+
+    fit: (labels [N], trusted bool [N]) -> out-of-fold probabilities [N, K] of what learned from trusted rows.
+    detect: (labels [M], probs [M, K], features [M, D] if there are any) -> Suspects of the M trusted rows. action:
+    "drop" the flagged rows for good, or "relabel" them as suggested. The first round has the given labels, and the
+    last one yielded is the one to keep: the next would have had more noise by `noise_rate.estimate`, or none was
+    flagged, or there were `most` of them. No clean label is seen. Raises InputError for another action.
+    """
+    one_of("action", action, ACTIONS)
+    labels, trusted, before = np.array(labels_given), np.ones(len(labels_given), bool), np.inf
+    for _ in range(most):
+        probs = fit(labels, trusted)
+        rows = np.flatnonzero(trusted)
+        estimated = noise_rate.estimate(labels[rows], probs.shape[1], probs[rows], bootstrap=2).rate
+        if estimated >= before:
+            return
+        yield Round(labels.copy(), trusted.copy(), probs, estimated)
+        found = detect(labels[rows], probs[rows], None if features is None else features[rows])
+        flagged = rows[found.flagged]
+        if action == "relabel":
+            labels[flagged] = found.suggested[found.flagged]
+        else:
+            trusted[flagged] = False
+        if not len(flagged) or len(np.unique(labels[trusted])) < 2:
+            return
+        before = estimated
+
+
+def mended(first: Suspects, labels_given: np.ndarray, last: Round) -> Suspects:
+    """Return the suspects that `clean` leaves: what was dropped, or relabelled, with the new label as suggestion.
+
+    The order is that of `first`, the suspects of the first round, with all flagged rows before all others.
+    """
+    changed = last.labels != labels_given
+    score = first.score - (np.ptp(first.score) + 1) * (changed | ~last.trusted)
+    found = suspects(labels_given, last.probs, score, changed | ~last.trusted)
+    return Suspects(found.score, found.flagged, np.where(changed, last.labels, found.suggested))

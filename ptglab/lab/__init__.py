@@ -1,0 +1,1 @@
+"""Run folders, notebooks, sweeps, tables, metrics and figures."""

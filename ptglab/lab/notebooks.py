@@ -1,0 +1,158 @@
+"""Notebooks: which there are, what parameters they declare, and executing one by papermill."""
+
+import ast
+import importlib.util
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from ptglab.errors import InputError, one_of, shown
+from ptglab.files import GO_ON, REFUSALS
+
+
+def parameters(notebook: str, namespace: dict) -> dict[str, bool | int | float | str]:
+    """Return the values that `namespace` (a notebook's globals) holds for the parameters `notebook` declares.
+
+    papermill writes what it was given into a cell of its own and only warns of a name nobody declared; that cell, in
+    IPython's `In`, is read here. Raises InputError for such a name, with the nearest, and for a value of another type.
+    """
+    declared = declared_parameters(notebook)
+    injected = [cell for cell in namespace.get("In", []) if cell.startswith("# Parameters\n")]
+    given = {target.id for cell in injected for node in ast.parse(cell).body for target in node.targets}
+    return checked(notebook, declared, {name: namespace[name] for name in declared.keys() | given})
+
+
+def checked(notebook: str, declared: dict, values: dict) -> dict:
+    """Return `values` if every one is declared with that type; see `parameters`. A whole number will do for a real.
+
+    Numbers must be finite and fit into 64 bits, as whatever computes with them expects.
+    """
+    for name, value in values.items():
+        default = declared[one_of(f"parameter of {notebook}", name, declared)]
+        allowed = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(default, bool):
+            raise InputError(
+                f"parameter '{name}' of {notebook} is {_short(value)}; it must be of type {type(default).__name__}"
+            )
+        if isinstance(value, int | float) and not -(2**63) <= value < 2**63:  # nor nan, which compares with nothing
+            raise InputError(f"parameter '{name}' of {notebook} is {_short(value)}; it must be a number of 64 bits")
+    return values
+
+
+def _short(value: object) -> str:
+    """Return `value` as it is written in Python, cut to what a message can hold."""
+    if isinstance(value, int) and abs(value) >= 10**40:  # Python writes none of more than 4,300 digits
+        return "a number of more than 40 digits"
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:99]}…"
+
+
+def declared_parameters(notebook: str) -> dict[str, bool | int | float | str]:
+    """Return {name: default} from the cell tagged `parameters` of a notebook: one of ours by name, or any by path."""
+    cells = json.loads(notebook_path(notebook).read_text(encoding="utf-8"))["cells"]
+    source = next(("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])), "")
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
+
+
+def notebook_path(notebook: str) -> Path:
+    """Return the file of a notebook: one of ours, named as "02_pretrain", in the wheel or the checkout; or a path.
+
+    Raises InputError, naming ours, if there is no such notebook.
+    """
+    if Path(notebook).suffix == ".ipynb" and Path(notebook).is_file():
+        return Path(notebook)
+    ours = _notebooks()
+    return ours[one_of("notebook", Path(notebook).stem, ours)]
+
+
+def notebook_names() -> list[str]:
+    """Return the names of our notebooks."""
+    return list(_notebooks())
+
+
+def _notebooks() -> dict[str, Path]:
+    inside, beside = (Path(__file__).parents[i] / "notebooks" for i in (1, 2))
+    return {path.stem: path for path in sorted((inside if inside.is_dir() else beside).glob("*.ipynb"))}
+
+
+def execute(notebook: str, out: Path, values: dict) -> None:
+    """Execute a notebook by papermill, its output streamed; an error inside it ends in one line.
+
+    Raises KeyboardInterrupt if it was stopped, InputError if it failed or its kernel died: `out` then stays as it was.
+    """
+    if importlib.util.find_spec("papermill") is None:
+        raise InputError("papermill is not installed, which executes notebooks: pip install 'ptglab[lab]'")
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # the kernel's debugger, about frozen modules
+    import papermill
+    from traitlets.config import Config
+
+    source, running = str(notebook_path(notebook)), out.with_name(f".running-{out.name}")
+    # papermill fills parameters into names in braces; these are names of files
+    literal = [path.replace("{", "{{").replace("}", "}}") for path in (source, str(running))]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="ptglab-", dir=_near()) as sockets:
+            papermill.execute_notebook(
+                *literal, values, kernel_name="python3", progress_bar=False,
+                stdout_file=sys.stdout, stderr_file=sys.stderr,
+                config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),  # no open ports
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # a stopped kernel grumbles about its sockets
+            )  # fmt: skip
+        running.replace(out)
+    except papermill.PapermillExecutionError as error:
+        if error.ename in ("Stopped", "KeyboardInterrupt"):
+            raise KeyboardInterrupt from None
+        if error.ename == "InputError":  # nothing was done: an earlier copy stays
+            raise InputError(error.evalue) from None
+        running.replace(failed := out.with_name(f"failed-{out.name}"))
+        raise InputError(f"{error.ename}: {error.evalue} (cell {error.exec_count} of {failed})") from None
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would tell of the task that was stopped
+        raise
+    except RuntimeError as error:
+        if "Kernel died" not in str(error):
+            raise
+        raise InputError(f"the kernel of {notebook} died{_where(running)}: it was killed, or the machine's memory was "
+                         f"full; {GO_ON}") from None  # fmt: skip
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {REFUSALS.get(error.errno, error.strerror)}") from None
+    finally:
+        with suppress(OSError):
+            running.unlink()
+
+
+def _near() -> str | None:
+    """Return where sockets may lie, whose paths have 107 bytes at most; None for the usual temporary folder."""
+    return "/tmp" if len(os.fsencode(tempfile.gettempdir())) > 70 else None
+
+
+def _where(running: Path) -> str:
+    """Return " in cell N", the last one that papermill began, as far as its copy on disk tells."""
+    with suppress(OSError, ValueError, KeyError):
+        cells = json.loads(running.read_text(encoding="utf-8"))["cells"]
+        begun = [i for i, c in enumerate(cells, 1) if c["metadata"].get("papermill", {}).get("start_time")]
+        return f" in cell {begun[-1]}" if begun else ""
+    return ""
+
+
+def values(notebook: str, given: Iterable[str]) -> dict:
+    """Parse NAME=VALUE texts by the types of the notebook's parameters. Raises InputError."""
+    declared = declared_parameters(notebook)
+    values = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"'{shown(text)}' is no parameter: write it as NAME=VALUE")
+        kind = type(declared.get(name, ""))
+        try:
+            values[name] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        except (ValueError, KeyError):
+            raise InputError(f"parameter '{name}' is {_short(value)}; it must be of type {kind.__name__}") from None
+        if text != text.encode("utf-8", "replace").decode():  # bytes of a file name that no notebook can hold
+            raise InputError(f"parameter '{name}' is no text: {value!r}; rename what it names")
+    return checked(notebook, declared, values)

@@ -1,0 +1,1 @@
+"""A network, trained on images alone and then on noisy labels."""

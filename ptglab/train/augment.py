@@ -1,0 +1,226 @@
+"""Batched augmentations that run where the batch lies; every image gets its own draw.
+
+Crop, flip and blur are linear along each image axis, so each image needs one small matrix an axis; brightness,
+contrast, saturation, hue and grey are affine in its colours, so each image needs one small colour matrix.
+`draw` makes the random numbers, `apply` is arithmetic only.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptglab.errors import one_of
+from ptglab.train import collectives
+
+GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma, as in Pillow and torchvision
+YIQ = np.array([GREY, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])  # FCC NTSC
+# colour to its chroma, the part without luma; and to that chroma a quarter turn on, as matrices
+CHROMA = (np.eye(3) - np.array(GREY)).tolist()
+TURNED = (np.linalg.inv(YIQ) @ [[0, 0, 0], [0, 0, -1], [0, 1, 0]] @ YIQ).tolist()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How strongly one view is changed. Probabilities are per image; `jitter` values are half-widths."""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the area that is kept
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1  # of a full turn
+    grey: float = 0.2
+    blur: float = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: float = 0.0
+
+
+# SimCLR (Chen et al. 2020, appendix A), Barlow Twins (Zbontar et al. 2021, section 3.1: the asymmetric views of
+# BYOL) and VICReg, with the strengths solo-learn uses on CIFAR.
+_SIMCLR = Recipe(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
+_BARLOW = Recipe(blur=0.0)
+_GREY = Recipe(crop_scale=(0.4, 1.0), brightness=0.4, contrast=0.4, hue=0.0, grey=0.0, blur=0.3)
+_DIGITS = replace(_GREY, flip=0.0)
+PRESETS: dict[str, tuple[Recipe, Recipe]] = {
+    "simclr": (_SIMCLR, _SIMCLR),
+    "barlow_twins": (_BARLOW, replace(_BARLOW, solarize=0.2)),
+    "vicreg": (
+        replace(_BARLOW, crop_scale=(0.2, 1.0)),
+        replace(_BARLOW, crop_scale=(0.2, 1.0), solarize=0.1),
+    ),
+    "grey": (_GREY, _GREY),
+    "digits": (_DIGITS, _DIGITS),
+    "weak": (Recipe(crop_scale=(0.6, 1.0), jitter=0.0, grey=0.0, blur=0.0),) * 2,
+    "weak_digits": (Recipe(crop_scale=(0.7, 1.0), flip=0.0, jitter=0.0, grey=0.0, blur=0.0),) * 2,
+}
+
+
+# for images whose classes a mirror would confuse
+PRESETS |= {
+    f"{name}_unflipped": tuple(replace(recipe, flip=0.0) for recipe in PRESETS[name])
+    for name in ("simclr", "barlow_twins", "vicreg", "grey", "weak")
+}
+
+MIRROR_SENSITIVE = {"digits", "svhn"}  # data whose classes a flip would confuse
+
+
+def for_dataset(name: str, dataset: str) -> str:
+    """Return the variant of preset `name` for `dataset`: without flips and hue where classes are mirror-sensitive.
+
+    Raises InputError for an unknown name.
+    """
+    preset(name)
+    if dataset not in MIRROR_SENSITIVE:
+        return name
+    return "weak_digits" if name.startswith("weak") else "digits"
+
+
+def preset(name: str) -> tuple[Recipe, Recipe]:
+    """Return the recipes of the first and second view. Raises InputError for an unknown name."""
+    return PRESETS[one_of("augmentation", name, PRESETS)]
+
+
+def draw(recipe: Recipe, shape: tuple[int, ...], generator: torch.Generator) -> dict[str, Tensor | None]:
+    """Draw what happens to each of B images: every value a float32 or bool tensor [B], on the generator's device.
+
+    shape: [B, C, H, W]. `top`, `left`, `height`, `width` are the crop in pixels; `*_factor` as in torchvision's
+    `adjust_*`; `hue_turn` in turns; `sigma` in pixels, 0 for no blur. `sigma` and `solarize` are None where the
+    recipe never blurs or solarizes.
+    """
+    b, _, h, w = shape
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(b, generator=generator, device=generator.device)
+
+    def chance(p: float) -> Tensor:
+        return torch.rand(b, generator=generator, device=generator.device) < p
+
+    area = uniform(*recipe.crop_scale) * h * w
+    ratio = uniform(*map(math.log, recipe.crop_ratio)).exp()
+    height = (area / ratio).sqrt().clamp(max=h)
+    width = (area * ratio).sqrt().clamp(max=w)
+    jittered = chance(recipe.jitter).float()
+    return dict(
+        height=height,
+        width=width,
+        top=uniform(0, 1) * (h - height),
+        left=uniform(0, 1) * (w - width),
+        flip=chance(recipe.flip),
+        brightness_factor=1 + jittered * uniform(-recipe.brightness, recipe.brightness),
+        contrast_factor=1 + jittered * uniform(-recipe.contrast, recipe.contrast),
+        saturation_factor=1 + jittered * uniform(-recipe.saturation, recipe.saturation),
+        hue_turn=jittered * uniform(-recipe.hue, recipe.hue),
+        grey=chance(recipe.grey),
+        sigma=chance(recipe.blur) * uniform(*recipe.blur_sigma) if recipe.blur else None,
+        solarize=chance(recipe.solarize) if recipe.solarize else None,
+    )
+
+
+def apply(x: Tensor, draws: dict[str, Tensor | None], size: int | None = None) -> Tensor:
+    """Return x [B, C, H, W] in [0, 1], changed as drawn: crop, flip, blur; then colours; then solarize.
+
+    Rows and columns keep their number, or the longer of them becomes `size`. The result is channels-last: columns,
+    then colours, then rows are products of matrices as they lie, with one copy in between.
+    """
+    b, c, h, w = x.shape
+    scale = (size or max(h, w)) / max(h, w)
+    rows = _resampling(h, round(scale * h), draws["top"], draws["height"])  # [B, H', H]
+    columns = _resampling(w, round(scale * w), draws["left"], draws["width"])  # [B, W', W]
+    columns = torch.where(draws["flip"][:, None, None], columns.flip(1), columns)
+    if draws["sigma"] is not None:
+        rows, columns = (_blurring(m.shape[1], scale * draws["sigma"]) @ m for m in (rows, columns))
+    x = torch.bmm(x.reshape(b, c * h, w), columns.mT).view(b, c, h, columns.shape[1])
+    matrix, offset = _colours((x.mean(3) * rows.mean(1)[:, None]).sum(2), draws)
+    x = torch.bmm(matrix, x.flatten(2)).view(b, c, h, columns.shape[1])
+    x = torch.bmm(rows, x.permute(0, 2, 3, 1).reshape(b, h, columns.shape[1] * c))
+    x = x.add_(offset[:, None, None]).clamp_(0, 1)
+    x = x.view(b, rows.shape[1], columns.shape[1], c).permute(0, 3, 1, 2)
+    if draws["solarize"] is not None:
+        x = torch.where(draws["solarize"][:, None, None, None] & (x >= 0.5), 1 - x, x)
+    return x
+
+
+def two_views(
+    images: Tensor,
+    name: str,
+    generator: torch.Generator,
+    size: int | None = None,
+    change: Callable[..., Tensor] = apply,
+    whole: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return two independently augmented float32 copies in [0, 1] of uint8 `images` [B, C, H, W], channels-last.
+
+    With `size` the longer side of the views has that many pixels; `change` may be a compiled `apply`. Of processes
+    that train together, each passes its share of a batch of `whole` images, and changes it as one alone would.
+    """
+    x = images.float().mul_(1 / 255)
+    first, second = preset(name)
+    return tuple(change(x, _own(r, x, generator, whole), size) for r in (first, second))
+
+
+def weak(
+    images: Tensor,
+    name: str,
+    generator: torch.Generator,
+    change: Callable[..., Tensor] = apply,
+    whole: int | None = None,
+) -> Tensor:
+    """Return one such copy, by the first recipe of preset `name`, for supervised training."""
+    x = images.float().mul_(1 / 255)
+    return change(x, _own(preset(name)[0], x, generator, whole))
+
+
+def _own(recipe: Recipe, x: Tensor, generator: torch.Generator, whole: int | None) -> dict[str, Tensor | None]:
+    """Return the draws for `x`, this process's share of a batch of `whole`, for which all draw the same."""
+    if collectives.world() == 1:
+        return draw(recipe, x.shape, generator)
+    drawn = draw(recipe, (whole, *x.shape[1:]), generator)
+    return {name: None if values is None else collectives.share(values) for name, values in drawn.items()}
+
+
+def _resampling(n: int, m: int, start: Tensor, length: Tensor) -> Tensor:
+    """Return [B, m, n]: row i holds the bilinear weights of output pixel i of a crop of n pixels stretched to m."""
+    centre = torch.arange(m, device=start.device) + 0.5
+    source = start[:, None] + centre * length[:, None] / m - 0.5  # [B, m] in input pixels
+    source = source.clamp(0, n - 1)
+    distance = (source[:, :, None] - torch.arange(n, device=start.device)).abs_()
+    return distance.neg_().add_(1).clamp_(min=0)
+
+
+def _blurring(n: int, sigma: Tensor) -> Tensor:
+    """Return [B, n, n]: a Gaussian cut at n/20 pixels, edges reflected; the identity where sigma is 0."""
+    radius = max(1, round(n / 20))
+    taps = torch.arange(-radius, radius + 1, device=sigma.device)
+    weights = torch.exp(-0.5 * (taps / sigma.clamp(min=1e-3)[:, None]) ** 2)  # [B, taps]
+    weights = weights / weights.sum(1, keepdim=True)
+    pixels = torch.arange(n, device=sigma.device)
+    source = pixels[:, None] + taps  # [n, taps]
+    source = (n - 1) - (source.abs() - (n - 1)).abs()  # reflect at both ends
+    shifts = (source.mT[:, :, None] == pixels).float()  # [taps, n, n]
+    return (weights @ shifts.flatten(1)).view(len(sigma), n, n)
+
+
+def _colours(mean: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return each image's colour matrix [B, C, C] and the offset [B] added to all its channels.
+
+    mean: [B, C], the image's mean colour, which contrast needs. The order is brightness, contrast, saturation,
+    hue, grey; values are clamped once, at the end. Saturation scales the chroma, grey drops it, and hue turns it in
+    the plane of YIQ, which is linear (HSV is not); none of them changes the luma.
+    """
+    brightness, contrast = draws["brightness_factor"], draws["contrast_factor"]
+    gain, towards = brightness * contrast, (1 - contrast) * brightness  # contrast moves towards the mean luma
+    if mean.shape[1] != 3:
+        return gain[:, None, None] * torch.eye(mean.shape[1], device=mean.device), towards * mean.mean(1)
+    strength = torch.where(draws["grey"], 0, gain * draws["saturation_factor"])
+    angle = 2 * math.pi * draws["hue_turn"]
+    along, across = strength * angle.cos(), strength * angle.sin()
+    # from numbers of Python's, since a table of constants would be copied to a GPU in every step
+    entries = [gain * GREY[j] + along * CHROMA[i][j] + across * TURNED[i][j] for i in range(3) for j in range(3)]
+    level = sum(mean[:, j] * GREY[j] for j in range(3))
+    return torch.stack(entries, 1).view(-1, 3, 3), towards * level

@@ -1,0 +1,271 @@
+"""Where it runs and in which order: device, precision, compilation, memory format, seeded draws, batches, folds."""
+
+import ctypes
+import math
+import os
+import shutil
+import sys
+import sysconfig
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ptglab.errors import InputError, one_of
+from ptglab.train import collectives
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+RESIDENT_SHARE = 0.5  # of a GPU's free memory that images may take; the rest is for the network
+COMPILE_FROM = 2000  # steps that pay back what compiling costs: half a minute on two CPU cores
+COMPILERS = {"cpu": ("CXX", "g++"), "cuda": ("CC", "gcc")}  # what torch.compile calls: variable, default
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device with how to compute there. Convolutions run channels-last, which is faster on both kinds."""
+
+    device: torch.device
+    precision: str
+    compile_from: float = math.inf  # how many steps a function must be called for to be compiled
+
+    def put(self, module: nn.Module) -> nn.Module:
+        """Move `module` there, its filters channels-last."""
+        return module.to(self.device, memory_format=torch.channels_last)
+
+    def batch(self, x: Tensor) -> Tensor:
+        """Move a batch there; images [B, C, H, W] become channels-last."""
+        x = x.to(self.device, non_blocking=True)
+        return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+    def resident(self, inputs: Tensor) -> Tensor:
+        """Return `inputs`, all rows, on the device if they fit beside a network, and otherwise as they are."""
+        if self.device.type == "cuda" and not inputs.is_cuda:
+            free, _ = torch.cuda.mem_get_info(self.device)
+            if inputs.nbytes > RESIDENT_SHARE * free:
+                return inputs
+        return inputs.to(self.device)
+
+    def compiled(self, function: Callable, steps: int) -> Callable:
+        """Return `function`, compiled if `steps` calls of it pay for that: once, for every module it is called with.
+
+        Networks of processes that train together are not compiled: they talk to each other in every batch norm.
+        """
+        alone = function is not forward or collectives.world() == 1
+        return _compiled(function) if alone and steps and steps >= self.compile_from else function
+
+    def autocast(self) -> AbstractContextManager:
+        """Return the context the network's forward runs in; losses stay outside, in float32."""
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
+
+
+def place(device: str = "auto", precision: str = "auto", compile_from: float | None = None) -> Place:
+    """Choose where to run: `auto` is CUDA with bfloat16 where there is a GPU, otherwise the CPU with float32.
+
+    `compile_from` is the number of training steps from which network and augmentation are compiled; by default
+    COMPILE_FROM where there is a compiler, and never elsewhere. Sets the number of CPU threads to `threads()`, and has
+    the C library keep freed memory for the next array.
+    Raises InputError for a device that is not there or an unknown precision.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        if chosen.type not in ("cpu", "cuda"):
+            raise RuntimeError
+    except RuntimeError:
+        raise InputError(f"unknown device '{device}': use auto, cpu, cuda or cuda:N") from None
+    if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
+        raise InputError(f"device '{device}' is not here ({torch.cuda.device_count()} CUDA devices): use device=cpu")
+    on_gpu = chosen.type == "cuda"
+    if precision == "auto":
+        precision = "bfloat16" if on_gpu else "float32"
+    if compile_from is None:
+        compile_from = COMPILE_FROM if _can_compile(chosen.type) else math.inf
+    if torch.get_num_threads() != threads():
+        torch.set_num_threads(threads())
+    _keep_memory()
+    torch.backends.cudnn.benchmark = on_gpu  # batches keep their shape, so the fastest convolution is searched once
+    return Place(chosen, one_of("precision", precision, PRECISIONS), compile_from)
+
+
+def threads() -> int:
+    """Return how many CPU threads to use: OMP_NUM_THREADS if set, else the cores this process may really use.
+
+    Those are the ones it is bound to, and no more than its control group's share of CPU time: a container with 2 of
+    64 cores would otherwise run 64 threads, which wait for each other.
+    """
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        return max(1, int(os.environ["OMP_NUM_THREADS"]))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = CPU_SHARE.read_text().split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no control group, or "max": no limit
+        return cores
+
+
+CPU_SHARE = Path("/sys/fs/cgroup/cpu.max")
+
+
+@cache
+def _keep_memory() -> None:
+    """Have the C library, if it is glibc, keep freed memory for the next array.
+
+    By itself it gives large blocks back at once, and they come again page by page for the next layer.
+    """
+    try:
+        c = ctypes.CDLL(None)
+        c.mallopt(M_MMAP_MAX, 0)
+        c.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    except (AttributeError, OSError, TypeError):
+        pass
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+
+
+def _can_compile(kind: str) -> bool:
+    """Whether there is the C compiler, on Linux, with Python's headers, that torch.compile needs for this device."""
+    variable, default = COMPILERS[kind]
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return sys.platform == "linux" and bool(shutil.which(os.environ.get(variable, default))) and headers.exists()
+
+
+@cache
+def _compiled(function: Callable) -> Callable:
+    return torch.compile(function, dynamic=False)  # kernels for any size would gain nothing on a CPU
+
+
+def forward(module: nn.Module, x: Tensor) -> Tensor:
+    """Return `module(x)`: as a function of both it is compiled once for every module of the same build."""
+    return module(x)
+
+
+def generator(device: torch.device | str, seed: int, *purpose: int | str) -> torch.Generator:
+    """Return a generator whose draws depend on (seed, purpose) alone, say (seed, epoch, "views")."""
+    words = ".".join(map(str, (seed, *purpose)))
+    return torch.Generator(device).manual_seed((zlib.crc32(words.encode()) << 31) ^ zlib.crc32(words[::-1].encode()))
+
+
+def shuffled_batches(rows: Tensor, batch_size: int, draws: torch.Generator, drop_last: bool) -> Iterator[Tensor]:
+    """Yield `rows` in random order, `batch_size` at a time, on their own device.
+
+    With `drop_last` a smaller rest is left out, unless it is all there is.
+    """
+    order = rows[torch.randperm(len(rows), generator=draws, device=draws.device).to(rows.device)]
+    batches = order.split(batch_size)
+    if drop_last and len(batches) > 1 and len(batches[-1]) < batch_size:
+        batches = batches[:-1]
+    yield from batches
+
+
+def steps_per_epoch(rows: int, batch_size: int, drop_last: bool) -> int:
+    """Return how many batches `shuffled_batches` yields."""
+    return max(1, rows // batch_size) if drop_last else -(-rows // batch_size)
+
+
+def prefetch(inputs: Tensor, batches: Iterable, device: torch.device) -> Iterator[tuple[Tensor | slice, Tensor]]:
+    """Yield (index, inputs[index]), the rows on `device`, for each index (int64 or a slice) of `batches`.
+
+    Rows that lie there are picked there. Others, in memory or in a mapped file, are gathered by a thread into pinned
+    memory, two batches ahead of their use, and copied without waiting.
+    """
+    if inputs.device.type == device.type:
+        for index in batches:
+            yield index, inputs[index]
+        return
+    with ThreadPoolExecutor(1) as reader:
+        ahead = deque()
+        for index in batches:
+            ahead.append((index, reader.submit(_pinned, inputs, index)))
+            if len(ahead) > 2:
+                index, rows = ahead.popleft()
+                yield index, rows.result().to(device, non_blocking=True)
+        for index, rows in ahead:
+            yield index, rows.result().to(device, non_blocking=True)
+
+
+def _pinned(inputs: Tensor, index: Tensor) -> Tensor:
+    rows = inputs[index]
+    return rows.pin_memory() if torch.cuda.is_available() else rows
+
+
+def to_float(inputs: Tensor) -> Tensor:
+    """Return images as float32 in [0, 1]; features, which are floats already, as they are."""
+    return inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
+
+
+def in_parts(module: nn.Module, x: Tensor) -> Tensor:
+    """Return `module(x)` where rows do not see each other: of halves, and halves of those, if memory is too small."""
+    try:
+        return module(x)
+    except torch.OutOfMemoryError:
+        if len(x) < 2:
+            raise
+    torch.cuda.empty_cache()  # after the error, which holds on to what was computed
+    return torch.cat([in_parts(module, half) for half in x.chunk(2)])
+
+
+def within_memory(step: Callable, *batch: Tensor) -> object:
+    """Return `step(*batch)`; raise InputError, with the batch size that fits, if the device's memory is too small.
+
+    `step` trains on a batch. It is not split in two: batch norm, and a contrastive loss, see it whole, so that the
+    result would be another. To say what fits, smaller batches are tried out, but not where processes train together:
+    afterwards the network is spoilt.
+    """
+    try:
+        return step(*batch)
+    except torch.OutOfMemoryError:
+        if (number := collectives.world()) > 1:
+            raise InputError(f"a GPU's memory is too small for a batch shared by {number}: give a smaller batch_size, "
+                             "or more devices") from None  # fmt: skip
+    size = len(batch[0]) // 2
+    while size >= 2:
+        torch.cuda.empty_cache()
+        try:
+            step(*(rows[:size] for rows in batch))
+            break
+        except torch.OutOfMemoryError:
+            size //= 2
+    mend = f"batch_size={size} fits" if size >= 2 else "not even two rows fit: give a smaller width or image_size"
+    raise InputError(f"the GPU's memory is too small for a batch of {len(batch[0])}, and batch norm must see it whole: "
+                     f"{mend}")  # fmt: skip
+
+
+@torch.inference_mode()
+def evaluate(module: nn.Module, inputs: Tensor, place: Place, block: int = 512) -> Tensor:
+    """Return `module` of every row of `inputs` (uint8 images or float features), float32 on `place`, in order.
+
+    The module runs in evaluation mode and is left in it.
+    """
+    module.eval()
+    outputs = []
+    blocks = (slice(start, start + block) for start in range(0, len(inputs), block))
+    for _, rows in prefetch(inputs, blocks, place.device):
+        with place.autocast():
+            outputs.append(in_parts(module, place.batch(to_float(rows))).float())
+    return torch.cat(outputs)
+
+
+def folds(labels: np.ndarray, number: int, seed: int) -> np.ndarray:
+    """Return the fold (0 to number - 1) of each row, int64 [N]: sizes differ by at most one, classes spread evenly.
+
+    A class with fewer rows than folds is simply absent from some of them.
+    """
+    labels = np.asarray(labels)
+    order = np.random.default_rng([seed, number]).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]  # shuffled within each class
+    fold = np.empty(len(labels), np.int64)
+    fold[order] = np.arange(len(labels)) % number
+    return fold

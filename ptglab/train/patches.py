@@ -1,0 +1,101 @@
+"""Features without a deep network: learned patches, pooled over the image. Pre-training in a minute, without labels.
+
+Coates, Ng & Lee 2011, "An Analysis of Single-Layer Networks in Unsupervised Feature Learning" (AISTATS), section 3.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ptglab.train import engine
+
+SAMPLES = 50_000  # patches that filters are learned from
+ROUNDS = 15  # of k-means
+FLAT = 10.0  # added to the variance of a patch's grey levels, 0 to 255, as in the paper
+SMOOTH = 0.1  # added to the variance of each direction before whitening, as in the paper
+MOST = 4000  # images that the principal directions are taken from
+BLOCK = 64  # images at a time: responses are many
+POOLED = 2  # regions a side that responses are averaged over
+
+
+class Patches(nn.Module):
+    """Images [B, C, H, W] in [0, 1] to features [B, D]; made by `learn`.
+
+    A patch is brought to mean 0 and variance 1, whitened, and compared with K centroids; what responds is how much
+    nearer than the average it lies to each ("triangle", section 3.2.1), averaged over POOLED x POOLED regions. The
+    responses are projected on their D principal directions.
+    """
+
+    def __init__(self, whitening: Tensor, mean: Tensor, centroids: Tensor, channels: int, side: int):
+        super().__init__()
+        filters = torch.cat([whitening.T, centroids @ whitening.T])  # [P + K, P] on patches of mean 0 and variance 1
+        self.size = len(whitening)
+        self.register_buffer("filters", filters.view(-1, channels, side, side))
+        self.register_buffer("offset", filters @ mean)
+        self.register_buffer("centroids", centroids)
+        self.register_buffer("middle", torch.zeros(POOLED**2 * len(centroids)))
+        self.register_buffer("directions", torch.eye(0))
+
+    @property
+    def num_features(self) -> int:
+        return self.directions.shape[1] or len(self.middle)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = torch.cat([self.responses(block) for block in x.split(BLOCK)]) - self.middle
+        return pooled @ self.directions if self.directions.numel() else pooled
+
+    def responses(self, x: Tensor) -> Tensor:
+        """Return [B, POOLED^2 K] of images [B, C, H, W]: how near each region is to each centroid."""
+        x, side = 255 * x, self.filters.shape[-1]
+        mean = F.avg_pool2d(x.mean(1, keepdim=True), side, 1)
+        variance = F.avg_pool2d(x.square().mean(1, keepdim=True), side, 1) - mean.square()
+        deviation = variance.clamp_(min=0).add_(FLAT).sqrt_()
+        y = F.conv2d(x.contiguous(), self.filters.contiguous())  # [B, P + K, H', W']; channels-last is slower here
+        y = y.sub_(mean * self.filters.sum((1, 2, 3))[:, None, None]).div_(deviation).sub_(self.offset[:, None, None])
+        square = y[:, : self.size].square().sum(1, keepdim=True)
+        distance = y[:, self.size :].mul_(-2).add_(square).add_(self.centroids.square().sum(1)[:, None, None])
+        distance = distance.clamp_(min=0).sqrt_()
+        near = distance.neg_().sub_(distance.mean(1, keepdim=True)).clamp_(min=0)
+        return F.adaptive_avg_pool2d(near, POOLED).flatten(1)
+
+
+def learn(
+    images: Tensor, seed: int, place: engine.Place | None = None, number: int = 400, side: int = 6, out: int = 256
+) -> Patches:
+    """Return features learned from uint8 `images` [N, C, H, W] alone.
+
+    number: K, how many centroids; side: of a patch, in pixels; out: D, how many features, fewer for few images.
+    """
+    place, (n, channels, height, width) = place or engine.place(), images.shape
+    side = min(side, height, width)
+    draws = engine.generator("cpu", seed, "patches")
+    rows = torch.randint(0, n, (SAMPLES,), generator=draws)
+    top = torch.randint(0, height - side + 1, (SAMPLES,), generator=draws)
+    left = torch.randint(0, width - side + 1, (SAMPLES,), generator=draws)
+    steps = torch.arange(side)
+    x = images[rows[:, None, None], :, (top[:, None] + steps)[:, :, None], (left[:, None] + steps)[:, None]]
+    x = x.permute(0, 3, 1, 2).flatten(1).float().to(place.device)  # [SAMPLES, C side side]
+    x = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + FLAT).sqrt()
+    mean = x.mean(0)
+    x -= mean
+    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+    whitening = vectors * (values.clamp(min=0) + SMOOTH).rsqrt() @ vectors.T
+    network = Patches(whitening, mean, _k_means(x @ whitening, number), channels, side)
+    sample = engine.evaluate(network.to(place.device), images[:: -(-n // MOST)], place)  # [M, R]
+    network.middle, deviation = sample.mean(0), sample.std(0, correction=0).clamp(min=1e-6)
+    sample = (sample - network.middle) / deviation
+    _, vectors = torch.linalg.eigh(sample.T @ sample)
+    network.directions = vectors.flip(1)[:, : min(out, len(sample) - 1)] / deviation[:, None]
+    return network
+
+
+def _k_means(x: Tensor, number: int) -> Tensor:
+    """Return centroids [K, P] of x [M, P], whose rows lie in random order."""
+    centroids = x[:number].clone()
+    for _ in range(ROUNDS):
+        nearest = [(centroids.square().sum(1) / 2 - block @ centroids.T).argmin(1) for block in x.split(10_000)]
+        nearest = torch.cat(nearest)
+        counts = torch.bincount(nearest, minlength=number)[:, None]
+        sums = torch.zeros_like(centroids).index_add_(0, nearest, x)
+        centroids = torch.where(counts > 0, sums / counts.clamp(min=1), centroids)
+    return centroids

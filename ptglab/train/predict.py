@@ -1,0 +1,225 @@
+"""Features and out-of-fold probabilities of every row, in dataset order; linear heads in bulk."""
+
+import math
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ptglab.errors import InputError
+from ptglab.train import engine
+
+BLOCK_ROWS = 1 << 16  # images whose features are in memory at a time
+BLOCK_ELEMENTS = 1 << 20  # logits worked on at a time
+HELD = 1 << 28  # features that are held in memory, 1 GB; more are read again, block by block, for each step
+MEMORY = 8  # steps that L-BFGS remembers
+MAX_STEPS, MAX_HALVINGS = 200, 20
+TOLERANCE = 1e-9  # of the squared gradient, relative to the loss at the start
+ROUNDING = 1e-6  # of the loss at the start: what float32 may add to a loss
+
+
+def features(
+    backbone: nn.Module, images: Tensor, place: engine.Place | None = None, into: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the backbone's features, float32 [N, D], of uint8 `images` [N, C, H, W], unaugmented, in order.
+
+    They fill `into`, if given: an array [N, D] that may be mapped to a file, for more than memory holds.
+    """
+    place = place or engine.place()
+    backbone = place.put(backbone)
+    for start in range(0, len(images), BLOCK_ROWS):
+        part = engine.evaluate(backbone, images[start : start + BLOCK_ROWS], place).cpu().numpy()
+        if into is None:
+            into = np.empty((len(images), part.shape[1]), np.float32)
+        into[start : start + len(part)] = part
+    return into
+
+
+def probabilities(
+    backbone: nn.Module, head: nn.Module, inputs: Tensor, place: engine.Place | None = None
+) -> np.ndarray:
+    """Return softmax probabilities float32 [N, K] of images, or of features with `nn.Identity()` as backbone.
+
+    They are not for detectors where the network has seen the labels of these rows: it vouches for what it learned.
+    """
+    place = place or engine.place()
+    logits = engine.evaluate(place.put(nn.Sequential(backbone, head)), inputs, place)
+    return logits.softmax(1).cpu().numpy()
+
+
+def out_of_fold(
+    features: np.ndarray,
+    labels_given: np.ndarray,
+    num_classes: int,
+    *,
+    folds: int = 5,
+    repeats: int = 1,
+    seed: int = 0,
+    l2: float = 100.0,
+    trusted: np.ndarray | None = None,
+    device: torch.device | str = "cpu",
+) -> np.ndarray:
+    """Return `probs` float32 [N, K]: each row predicted by a linear head that never saw its label.
+
+    features: float32 [N, D] of a backbone that saw no label either. `labels_given` is [N], or [R, N] for R versions
+    of the labels (noise rates, seeds), which give [R, N, K]. Every fold of every split of every version is one of
+    `linear_heads`; over `repeats` splits, drawn from `seed` and every 1000 further on, probabilities are averaged.
+    trusted: bool [N], the rows that heads learn from, by default all; the others are predicted all the same. Raises
+    InputError with fewer than two classes or than `folds` rows. Northcutt et al. 2021 (arXiv 1911.00068), section 3.1,
+    on why the probabilities must be out of fold.
+    """
+    versions = np.atleast_2d(labels_given)
+    n = versions.shape[1]
+    if not 2 <= folds <= n:
+        raise InputError(f"{n} rows cannot be split into {folds} folds: use 2 to {n}")
+    fold = np.stack([engine.folds(labels, folds, seed + 1000 * i) for labels in versions for i in range(repeats)])
+    seen = (fold[:, None] != np.arange(folds)[:, None]).reshape(-1, n)  # [R repeats folds, N]
+    every = versions.repeat(repeats * folds, 0)
+    learned = seen if trusted is None else seen & trusted
+    weight, bias = linear_heads(features, every, num_classes, seen=learned, l2=l2, device=device)
+    weight, bias = (torch.as_tensor(a, device=device) for a in (weight, bias))
+    probs = np.zeros((*versions.shape, num_classes), np.float32)
+    for start in range(0, n, BLOCK_ROWS):
+        x = torch.as_tensor(np.array(features[start : start + BLOCK_ROWS], np.float32), device=device)
+        for head, out in enumerate(~seen[:, start : start + BLOCK_ROWS]):
+            logits = torch.addmm(bias[head], x[torch.from_numpy(out).to(x.device)], weight[head])
+            rows = start + np.flatnonzero(out)
+            probs[head // (repeats * folds), rows] += logits.softmax(1).cpu().numpy() / repeats
+    return probs.reshape(*np.shape(labels_given), num_classes)
+
+
+def linear_heads(
+    features: np.ndarray,
+    labels_given: np.ndarray,
+    num_classes: int,
+    *,
+    seen: np.ndarray | None = None,
+    l2: float = 100.0,
+    device: torch.device | str = "cpu",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fit H multinomial logistic regressions on the same features in one problem.
+
+    features: float32 [N, D], which may be mapped to a file: more than HELD are read in blocks, again for each step of
+    the search, some sixty times. labels_given: int64 [H, N], a row a head; seen: bool [H, N], the rows each head is
+    fitted on, by default all. Each head minimises its summed cross entropy plus l2/2 ||W||^2 on standardised
+    features, bias free. Returns float32 (weight [H, D, K], bias [H, K]) for the features as they are.
+    Raises InputError for labels of a single class or beyond `num_classes`.
+
+    Features are turned so that the bound of Boehning 1992 (Annals of the Institute of Statistical Mathematics 44) on
+    every head's Hessian is the identity. L-BFGS (Nocedal & Wright 2006, algorithm 7.4) starts from that bound, with a
+    memory and a step for each head.
+    """
+    labels_given = np.atleast_2d(labels_given)
+    if any(len(np.unique(labels)) < 2 for labels in labels_given):
+        raise InputError("there is only one class among the given labels: nothing to tell apart")
+    if labels_given.min() < 0 or labels_given.max() >= num_classes:
+        found = f"{labels_given.min()} to {labels_given.max()}"
+        raise InputError(f"labels run from {found}; they must lie between 0 and {num_classes - 1}")
+    rows_at, mean, std, gram = _standardised(features, device)
+    penalty = torch.full((len(gram),), l2, device=gram.device)
+    penalty[-1] = 0
+    values, vectors = torch.linalg.eigh(gram / 2 + penalty.double().diag())
+    turn = (vectors / values.clamp(min=1e-6 * values[-1]).sqrt()).float()  # [D + 1, D + 1]
+    y = torch.as_tensor(labels_given, device=turn.device).mT  # [N, H]
+    seen = torch.ones_like(y, dtype=torch.bool) if seen is None else torch.as_tensor(seen, device=turn.device).mT
+    seen, decay = seen.float(), turn.mT @ (penalty[:, None] * turn)
+    shape = (len(turn), num_classes, y.shape[1])  # [D + 1, K, H]; heads lie last, so that each sum below is over rows
+    step = max(1, BLOCK_ELEMENTS // (num_classes * y.shape[1]))
+    blocks = [slice(start, start + step) for start in range(0, len(y), step)]
+    held = None
+    if math.prod(features.shape) <= HELD:
+        held = torch.empty(len(y), len(turn), device=turn.device)
+        for rows in blocks:
+            held[rows] = rows_at(rows) @ turn
+
+    def turned(rows: slice) -> Tensor:
+        return rows_at(rows) @ turn if held is None else held[rows]
+
+    target = torch.zeros(shape, device=turn.device)  # sum of the features of each class's rows
+    for rows in blocks:
+        given = torch.zeros(len(y[rows]), *shape[1:], device=y.device).scatter_(1, y[rows, None], seen[rows, None])
+        target += (turned(rows).mT @ given.flatten(1)).view(shape)
+
+    def objective(v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return loss [H] and gradient at v, both [D + 1, K, H]."""
+        shrink = (decay @ v.flatten(1)).view(shape)
+        loss, gradient = (v * (shrink / 2 - target)).sum((0, 1)), shrink - target
+        for rows in blocks:
+            z = turned(rows)
+            logits = (z @ v.flatten(1)).view(-1, *shape[1:])  # [B, K, H]
+            largest = logits.amax(1, keepdim=True)
+            p = logits.sub_(largest).exp_()
+            total = p.sum(1, keepdim=True)
+            loss += ((total.log() + largest)[:, 0] * seen[rows]).sum(0)
+            gradient += (z.mT @ p.mul_(seen[rows, None] / total).flatten(1)).view(shape)
+        return loss, gradient
+
+    v = _lbfgs(objective, torch.zeros_like(target))
+    weight = (turn @ v.flatten(1)).view(shape).permute(2, 0, 1).contiguous()  # [H, D + 1, K]
+    weight, bias = weight[:, :-1] / std[:, None], weight[:, -1]
+    return weight.cpu().numpy(), (bias - mean @ weight).cpu().numpy()
+
+
+def _standardised(
+    features: np.ndarray, device: torch.device | str
+) -> tuple[Callable[[slice], Tensor], Tensor, Tensor, Tensor]:
+    """Return (function of rows to float32 [B, D + 1], mean [D], std [D], the products of all columns [D + 1, D + 1]).
+
+    The function standardises features; the last one is 1 and carries the bias. Sums are float64, over blocks.
+    """
+    n, d = features.shape
+    mean, std = torch.zeros(d, device=device), torch.ones(d, device=device)
+
+    def rows_at(rows: slice) -> Tensor:
+        x = torch.as_tensor(np.array(features[rows], np.float32), device=device)
+        return torch.cat([(x - mean) / std, torch.ones_like(x[:, :1])], 1)
+
+    blocks = [slice(start, start + BLOCK_ROWS) for start in range(0, n, BLOCK_ROWS)]
+    mean += sum(rows_at(rows)[:, :-1].sum(0, dtype=torch.float64) for rows in blocks).float() / n
+    squares = sum(rows_at(rows)[:, :-1].double().square().sum(0) for rows in blocks)
+    std *= (squares / max(1, n - 1)).sqrt().float().clamp(min=1e-6)
+    gram = sum((x.mT @ x).double() for x in map(rows_at, blocks))
+    return rows_at, mean, std, gram
+
+
+def _lbfgs(objective: Callable[[Tensor], tuple[Tensor, Tensor]], v: Tensor) -> Tensor:
+    """Minimise H problems side by side from v [D, K, H], where no curvature is above 1, and return the minima.
+
+    `objective` returns their losses [H] and gradients [D, K, H]. A head whose step did not lower its loss halves it;
+    one that no step lowers stays. Its memory is its own, so that no head depends on another.
+    """
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum((0, 1))  # [H]
+
+    start, gradient = objective(v)
+    memory: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=MEMORY)
+    best, scale = start, torch.ones_like(start)
+    for _ in range(MAX_STEPS):
+        direction, alphas = -gradient, []
+        for s, y, rho in reversed(memory):
+            alphas.append(rho * dot(s, direction))
+            direction = direction - alphas[-1] * y
+        direction = direction * scale
+        for (s, y, rho), alpha in zip(memory, reversed(alphas), strict=True):
+            direction = direction + s * (alpha - rho * dot(y, direction))
+        step = torch.ones_like(start)
+        for _ in range(MAX_HALVINGS):
+            moved = v + step * direction
+            loss, after = objective(moved)
+            worse = ~(loss <= best + ROUNDING * start)
+            if not worse.any():
+                break
+            step = torch.where(worse, step / 2, step)
+        moved, after = torch.where(worse, v, moved), torch.where(worse, gradient, after)  # no way down: stay
+        s, y = moved - v, after - gradient
+        curvature = dot(s, y)
+        known = curvature > 1e-6 * dot(y, y)
+        memory.append((s, y, torch.where(known, 1 / curvature, 0)))
+        scale = torch.where(known, curvature / dot(y, y), 1.0)
+        v, gradient, best = moved, after, torch.where(worse, best, loss)
+        if (worse | (dot(gradient, gradient) <= TOLERANCE * start)).all():
+            break
+    return v

@@ -1,0 +1,1 @@
+"""Tools for JupyterLab: review suspects, explore images."""

@@ -1,0 +1,561 @@
+"""What is written is read back by others' readers, with names that break naive writers."""
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import os
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from expected import refused
+from PIL import ExifTags, Image
+
+from ptglab import data
+from ptglab.audit import exports
+from ptglab.detect.suspects import Suspects
+
+NAMES = [
+    "plain.png",
+    "<img src=x onerror=alert(1)>.png",
+    'a,"b"\nc & d.png',
+    "return\rhere.png",
+    "javascript:alert(1).png",
+    "100%25 #1?x=1.png",
+    "שלום עולם\u202e.png",
+    "caf\u0065\u0301 画像 🦊.png",
+    " space and 'quotes' .png",
+    "{{ 7 * 7 }}.png",
+]
+CLASSES = ["</script><b>", 'x, "y"\nz', "قطة", "NA"]
+
+
+def suspects_of(n: int, k: int, seed: int = 0) -> Suspects:
+    """Return random suspects, with ties, a third of them flagged."""
+    draws = np.random.default_rng(seed)
+    score = draws.choice(np.linspace(0, 1, n // 2 + 2), n).astype(np.float32)
+    return Suspects(score, draws.random(n) < 1 / 3, draws.integers(0, k, n))
+
+
+@pytest.fixture
+def odd(tmp_path) -> data.ImageSet:
+    """A folder of pictures with odd names, labelled with odd classes, one of them unreadable."""
+    folder = tmp_path / "photos & co"
+    folder.mkdir()
+    draws = np.random.default_rng(0)
+    for i, name in enumerate(NAMES):
+        Image.fromarray(draws.integers(0, 255, (20, 30 + i, 3), np.uint8)).save(folder / name)
+    (folder / "broken.png").write_bytes(b"no picture")
+    with open(folder / "labels.csv", "w", encoding="utf-8", newline="") as file:
+        rows = [(name, CLASSES[i % 4]) for i, name in enumerate([*NAMES, "broken.png"])]
+        csv.writer(file).writerows([("id", "label"), *rows])
+    image_set = data.load(folder)
+    return replace(image_set, ids=[file.name for file in image_set.files], class_names=sorted(CLASSES))
+
+
+@pytest.fixture
+def bare() -> data.ImageSet:
+    """Sixty pictures of no files, 8 x 12, one channel."""
+    images = torch.from_numpy(np.random.default_rng(1).integers(0, 255, (60, 1, 8, 12), np.uint8))
+    return data.ImageSet(images, np.arange(60) % 4, None, list("abcd"), [str(i) for i in range(60)])
+
+
+def with_channels(images: np.ndarray) -> data.ImageSet:
+    return data.ImageSet(torch.from_numpy(images), np.zeros(len(images), np.int64), None, ["a"], ["0"])
+
+
+def opened(picture: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(picture))
+
+
+class Page(HTMLParser):
+    """The tags, attributes and texts of a page, as a browser would see them."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.tags, self.texts, self.stack = [], [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.stack.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.stack and self.stack.pop() != tag:
+            pass
+
+    def handle_data(self, text):
+        self.texts.append((self.stack[-1] if self.stack else "", text))
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def text_of(self, tag: str) -> list[str]:
+        return [text for inside, text in self.texts if inside == tag]
+
+
+def test_table_has_every_row_once_the_most_suspicious_first(bare):
+    suspects = suspects_of(60, 4)
+    frame = exports.table(bare, suspects)
+    assert list(frame.columns) == ["id", "given", "suggested", "score", "flagged"]
+    expected = sorted(range(60), key=lambda i: (suspects.score[i], i))
+    assert frame["id"].tolist() == [str(i) for i in expected]
+    assert frame.index.tolist() == expected
+    assert frame["given"].tolist() == ["abcd"[i % 4] for i in expected]
+    assert frame["suggested"].tolist() == ["abcd"[suspects.suggested[i]] for i in expected]
+    assert frame["flagged"].tolist() == suspects.flagged[expected].tolist()
+    assert frame["score"].dtype == np.float32
+
+
+def test_suspects_of_another_set_are_refused(bare):
+    for call in (exports.table, lambda *a: exports.gallery("x.html", *a, "title", "detector")):
+        refused("59 scores", "60 images", call=call)(bare, suspects_of(59, 4))
+
+
+def test_csv_comes_back_through_both_readers(odd, tmp_path):
+    frame = exports.table(odd, suspects_of(len(odd), 4))
+    exports.write_csv(tmp_path / "suspects.csv", frame)
+    with open(tmp_path / "suspects.csv", encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file, strict=True)
+    assert header == list(frame.columns)
+    assert rows == frame.astype(str).to_numpy().tolist()
+    read = pd.read_csv(tmp_path / "suspects.csv", dtype={"score": np.float32}, keep_default_na=False)
+    pd.testing.assert_frame_equal(read, frame.reset_index(drop=True), check_dtype=False)
+    assert read["flagged"].dtype == bool
+    assert set(read["id"]) == set(NAMES) and set(read["given"]) == set(CLASSES)
+
+
+@pytest.mark.parametrize("cell", ["", "a", ",", '"', '""', "\n", "\r", "\r\n", " a ", "a,b", 'a"b', "א", "\u2028", "'"])
+def test_cells_are_quoted_as_rfc_4180_has_it(cell, tmp_path):
+    exports.write_csv(tmp_path / "t.csv", pd.DataFrame({"a": [cell, "x"], "b": ["y", cell]}))
+    text = (tmp_path / "t.csv").read_bytes().decode()
+    cell = "'" + cell if cell in ("\n", "\r", "\r\n") else cell
+    quoted = '"' + cell.replace('"', '""') + '"' if set(cell) & set(',"\r\n') else cell
+    assert text == f"a,b\n{quoted},y\nx,{quoted}\n"
+
+
+FORMULAS = [
+    "=1+1",
+    "+1",
+    "-1+1",
+    "@SUM(1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "＝1",
+    "＋1",
+    "－1",
+    "＠1",
+    "=cmd|' '!A0",
+    '-"x",1',
+]
+
+
+@pytest.mark.parametrize("text", [*FORMULAS, "'=1", "''-1", "'"])
+def test_no_cell_begins_as_a_formula(text, tmp_path):
+    """A cell that begins so has an apostrophe more, which comes off again; numbers below zero are left alone."""
+    frame = pd.DataFrame({"id": [text, f" {text}"], "score": np.array([-0.5, 1e-9], np.float32)})
+    exports.write_csv(tmp_path / "t.csv", frame)
+    read = pd.read_csv(tmp_path / "t.csv", dtype=str, keep_default_na=False)
+    assert read["id"][0] == ("'" if text != "'" else "") + text and read["id"][1] == f" {text}"
+    assert [text.unescape_formula(id) for id in read["id"]] == frame["id"].tolist()
+    assert read["score"].tolist() == ["-0.5", "1e-09"]
+
+
+def test_formulas_in_names_reach_no_table(tmp_path):
+    names = [*FORMULAS, "'=1", "plain"]
+    n = len(names)
+    image_set = data.ImageSet(torch.zeros((n, 1, 4, 4), dtype=torch.uint8), np.arange(n), None, names, names,
+                              [(name, name) for name in names])  # fmt: skip
+    suspects = Suspects(-np.arange(n, dtype=np.float32), np.ones(n, bool), np.roll(np.arange(n), 1))
+    told = {"detector": "knn", "rate": 0.25, "low": 0.2, "high": 0.3}
+    exports.write(tmp_path, image_set, suspects, told, "=x")
+    exports.unreadable(tmp_path, image_set)
+    exports.oddities(tmp_path, image_set, np.array([[0, 1]]), np.array([-1.0]), -suspects.score, suspects.flagged)
+    tables = sorted(tmp_path.glob("*.csv"))
+    assert len(tables) == 5
+    for table in tables:
+        with open(table, encoding="utf-8", newline="") as file:
+            cells = [(column, cell) for row in csv.DictReader(file) for column, cell in row.items()]
+        assert cells and not [c for c in cells if c[1][:1] in "=+@\t\r\n＝＋－＠" and c[1]]
+        assert {column for column, cell in cells if cell[:1] == "-"} <= {"score", "difference"}
+
+
+def test_an_audit_of_an_audits_table_finds_the_same_images_and_classes(tmp_path):
+    """suspects.csv, put beside the images as their labels, names them and their classes as they were."""
+    for name in ("=a", "-b", "@c", "plain", "'x"):
+        for i in range(2):
+            (tmp_path / "in" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), i).save(tmp_path / "in" / name / f"{i}.png")
+    first = data.load(tmp_path / "in")
+    suspects = Suspects(np.zeros(10, np.float32), np.zeros(10, bool), first.labels_given)
+    exports.write_csv(tmp_path / "in" / "suspects.csv", exports.table(first, suspects))
+    again = data.load(tmp_path / "in", labels="given")
+    assert again.ids == first.ids and not again.unreadable
+    assert again.class_names == first.class_names == sorted(["=a", "-b", "@c", "plain", "'x"])
+    np.testing.assert_array_equal(again.labels_given, first.labels_given)
+
+
+def test_a_link_in_the_run_folder_is_replaced_not_written_through(odd, tmp_path):
+    outside, folder = tmp_path / "outside", tmp_path / "run"
+    folder.mkdir()
+    outside.write_text("mine")
+    names = ["suspects.csv", "gallery.html", "label_studio.json", "label_studio.xml", "fiftyone.csv", "summary.json"]
+    for name in names:
+        (folder / name).symlink_to(outside)
+    told = {"detector": "knn", "rate": 0.25, "low": 0.2, "high": 0.3}
+    exports.write(folder, odd, suspects_of(len(odd), 4), told, tmp_path / "photos & co")
+    assert outside.read_text() == "mine"
+    assert not [name for name in names if (folder / name).is_symlink()]
+
+
+def test_a_missing_value_is_an_empty_cell(tmp_path):
+    exports.write_csv(tmp_path / "t.csv", pd.DataFrame({"a": [1.5, np.nan], "b": ["x", None]}))
+    assert (tmp_path / "t.csv").read_text() == "a,b\n1.5,x\n,\n"
+
+
+def test_what_cannot_be_read_is_listed(odd, bare, tmp_path):
+    exports.unreadable(tmp_path, odd)
+    assert (tmp_path / "unreadable.csv").read_text() == "id,reason\nbroken.png,not an image\n"
+    exports.unreadable(tmp_path, bare)
+    assert (tmp_path / "unreadable.csv").read_text() == "id,reason\n"
+
+
+def test_duplicates_and_outliers_are_listed(odd, bare, tmp_path):
+    pairs, difference = np.array([[3, 9], [0, 2]]), np.array([0.01, 0.1], np.float32)
+    score, flagged = np.linspace(1, 0, 10, dtype=np.float32), np.arange(10) % 4 == 0
+    exports.oddities(tmp_path, odd, pairs, difference, score, flagged)
+    given = [odd.class_names[k] for k in odd.labels_given]
+    read = pd.read_csv(tmp_path / "duplicates.csv", keep_default_na=False)
+    assert list(read.columns) == ["id", "given", "other_id", "other_given", "difference"]
+    assert read.to_numpy().tolist() == [
+        [odd.ids[a], given[a], odd.ids[b], given[b], d] for (a, b), d in zip(pairs, [0.01, 0.1], strict=True)
+    ]
+    read = pd.read_csv(tmp_path / "outliers.csv", keep_default_na=False)
+    assert list(read.columns) == ["id", "given", "score"]
+    assert read["id"].tolist() == [odd.ids[i] for i in (8, 4, 0)]
+    assert read["given"].tolist() == [given[i] for i in (8, 4, 0)]
+    exports.oddities(tmp_path, bare, np.empty((0, 2), np.int64), np.empty(0), np.zeros(60), np.zeros(60, bool))
+    assert (tmp_path / "duplicates.csv").read_text() == "id,given,other_id,other_given,difference\n"
+    assert (tmp_path / "outliers.csv").read_text() == "id,given,score\n"
+
+
+def folder_of(tmp_path: Path, **files: Image.Image | bytes) -> data.ImageSet:
+    """Return a set whose files are these, PNG or JPEG by what is given, with black tensors of 4 x 4."""
+    paths = []
+    for name, content in files.items():
+        paths.append(tmp_path / name)
+        if isinstance(content, bytes):
+            paths[-1].write_bytes(content)
+        else:
+            content.save(paths[-1], "JPEG" if name.startswith("jpeg") else "PNG")
+    n = len(paths)
+    images = torch.zeros((n, 1, 4, 4), dtype=torch.uint8)
+    return data.ImageSet(images, np.zeros(n, np.int64), None, ["a"], list(files), files=paths)
+
+
+def test_thumbnails_keep_the_aspect_of_the_file(tmp_path):
+    image_set = folder_of(tmp_path, wide=Image.new("RGB", (300, 150)), high=Image.new("L", (50, 400)),
+                          small=Image.new("RGB", (20, 10)), jpeg=Image.new("RGB", (4000, 1000)))  # fmt: skip
+    pictures = [opened(p) for p in exports.thumbnails(image_set, range(4))]
+    assert [p.size for p in pictures] == [(128, 64), (16, 128), (20, 10), (128, 32)]
+    assert [p.format for p in pictures] == ["JPEG", "JPEG", "PNG", "JPEG"]
+    assert [p.size for p in map(opened, exports.thumbnails(image_set, [3, 0], side=32))] == [(32, 8), (32, 16)]
+
+
+@pytest.mark.parametrize("name", ["jpeg", "png"])
+def test_thumbnails_stand_upright(name, tmp_path):
+    lying = Image.new("RGB", (200, 100), "blue")
+    lying.paste("red", (0, 0, 100, 100))
+    exif = lying.getexif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned clockwise: the left end becomes the top
+    lying.save(tmp_path / name, "JPEG" if name == "jpeg" else "PNG", exif=exif)
+    image_set = folder_of(tmp_path, **{name: (tmp_path / name).read_bytes()})
+    [picture] = exports.thumbnails(image_set, [0])
+    picture = opened(picture).convert("RGB")
+    assert picture.size == (64, 128)
+    assert picture.getpixel((32, 20))[0] > 200 and picture.getpixel((32, 108))[2] > 200
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+def test_thumbnails_of_every_kind_of_picture_are_as_bright_as_it(mode, tmp_path):
+    value = {"RGB": (200,) * 3, "RGBA": (200, 200, 200, 0), "LA": (200, 0), "CMYK": (0, 0, 0, 55), "1": 1,
+             "I;16": 200 << 8, "I": 200 << 8, "F": 200.0}.get(mode, 200)  # fmt: skip
+    picture = Image.new(mode, (12, 8), value)
+    if mode == "P":
+        picture = Image.new("RGB", (12, 8), (200,) * 3).quantize(4)
+    file = io.BytesIO()
+    picture.save(file, "TIFF" if mode in ("I", "F", "CMYK") else "PNG")
+    image_set = folder_of(tmp_path, x=file.getvalue())
+    [thumbnail] = exports.thumbnails(image_set, [0])
+    assert opened(thumbnail).size == (12, 8)
+    assert abs(opened(thumbnail).convert("L").getpixel((5, 5)) - (255 if mode == "1" else 200)) <= 3
+
+
+def test_fractions_are_as_bright_as_the_audit_takes_them_for(tmp_path):
+    """A TIFF of real numbers from 0 to 1 holds shares of white, not nearly black grey levels."""
+    file = io.BytesIO()
+    Image.new("F", (12, 8), 200 / 255).save(file, "TIFF")
+    [thumbnail] = exports.thumbnails(folder_of(tmp_path, x=file.getvalue()), [0])
+    assert opened(thumbnail).convert("L").getpixel((5, 5)) == 200
+
+
+def test_thumbnails_of_files_that_went_bad_come_from_the_tensor(tmp_path):
+    whole = io.BytesIO()
+    Image.effect_noise((300, 300), 90).save(whole, "PNG")
+    image_set = folder_of(tmp_path, bad=b"nothing", cut=whole.getvalue()[:500], gone=b"")
+    image_set.files[2].unlink()
+    assert [opened(p).size for p in exports.thumbnails(image_set, range(3))] == [(4, 4)] * 3
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
+def test_thumbnails_of_tensors_are_exact(channels):
+    images = np.random.default_rng(0).integers(0, 255, (1, channels, 9, 6), np.uint8)
+    [picture] = exports.thumbnails(with_channels(images), [0])
+    shown = np.asarray(opened(picture))
+    expected = images[0, 0] if channels < 3 else images[0, :3].transpose(1, 2, 0)
+    np.testing.assert_array_equal(shown, expected)
+
+
+def test_pictures_are_files_or_put_into_a_folder(odd, bare, tmp_path):
+    assert exports.pictures(tmp_path / "out", odd, [3, 1]) == [odd.files[3], odd.files[1]]
+    assert not (tmp_path / "out").exists()
+    first, second = exports.pictures(tmp_path / "out", bare, np.array([7, 59]))
+    assert first == tmp_path / "out" / "images" / "000007.png"
+    np.testing.assert_array_equal(np.asarray(opened(second.read_bytes())), bare.images[59, 0])
+    before = first.stat().st_mtime_ns
+    exports.pictures(tmp_path / "out", bare, [7])
+    assert first.stat().st_mtime_ns == before  # the same picture is not written again
+    first.write_bytes(b"another")
+    exports.pictures(tmp_path / "out", bare, [7])
+    assert opened(first.read_bytes()).size == (12, 8)
+    assert sorted(p.name for p in first.parent.iterdir()) == ["000007.png", "000059.png"]
+
+
+@pytest.fixture
+def page(odd, tmp_path) -> Page:
+    """The gallery of the odd folder, two folders away from it."""
+    (tmp_path / "runs" / "a: b").mkdir(parents=True)
+    path = tmp_path / "runs" / "a: b" / "gallery.html"
+    exports.gallery(path, odd, suspects_of(len(odd), 4), "<i>my</i> & photos", "a <detector>", (0.123, 0.1, 0.15))
+    assert [p.name for p in path.parent.iterdir()] == ["gallery.html"]
+    return Page(path)
+
+
+def test_gallery_shows_names_as_text(page, odd):
+    frame = exports.table(odd, suspects_of(len(odd), 4))
+    shown = [text for text in page.text_of("bdi") if text.strip()][1:]
+    expected = [text for row in frame.itertuples() for text in (row.given, row.suggested, row.id)]
+    assert shown == [text.replace("\r", "\n") for text in expected]  # as HTML reads it
+    assert "<i>my</i> & photos" in "".join(page.text_of("h1") + page.text_of("bdi"))
+    assert "49.png" not in "".join(page.text_of("bdi"))
+    [title] = page.text_of("title")
+    assert title == "Suspects: <i>my</i> & photos"
+    assert [image["alt"] for image in page.all("img")] == [
+        f"{row.id}, labelled {row.given}".replace("\r", "\n") for row in frame.itertuples()
+    ]
+
+
+def test_gallery_holds_nothing_that_a_browser_would_fetch_or_run(page):
+    fetching = {
+        "iframe",
+        "frame",
+        "object",
+        "embed",
+        "base",
+        "form",
+        "video",
+        "audio",
+        "source",
+        "svg",
+        "math",
+        "portal",
+    }
+    assert not fetching & {tag for tag, _ in page.tags}
+    names = {name for _, attributes in page.tags for name in attributes}
+    assert not [name for name in names if name.startswith("on") or name in ("style", "srcset", "srcdoc", "action")]
+    sources = [value for _, attributes in page.tags for name, value in attributes.items() if name == "src"]
+    assert len(sources) == len(NAMES) and all(s.startswith("data:image/png;base64,") for s in sources)
+    assert len(page.all("script")) == len(page.all("style")) == 1 and not page.all("script")[0]
+    assert [link["href"] for link in page.all("link")] == ["data:,"]
+
+
+def test_gallery_policy_lets_in_its_own_script_and_style_only(page):
+    [policy] = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules.pop("default-src") == rules.pop("base-uri") == rules.pop("form-action") == "'none'"
+    assert rules.pop("img-src") == "data:"
+    for tag in ("script", "style"):
+        digest = hashlib.sha256("".join(page.text_of(tag)).encode()).digest()
+        assert rules.pop(f"{tag}-src") == f"'sha256-{base64.b64encode(digest).decode()}'"
+    assert not rules
+
+
+def test_gallery_links_lead_to_the_files(page, odd, tmp_path):
+    frame = exports.table(odd, suspects_of(len(odd), 4))
+    for link, row in zip(page.all("a"), frame.index, strict=True):
+        url = urlsplit(link["href"])
+        assert link["href"].startswith("./") and not (url.scheme or url.netloc or url.query or url.fragment)
+        assert os.path.samefile(tmp_path / "runs" / "a: b" / os.fsdecode(unquote_to_bytes(url.path)), odd.files[row])
+
+
+def test_gallery_tells_what_was_found(page, odd):
+    text = " ".join("".join(text for tag, text in page.texts if tag not in ("script", "style")).split())
+    flagged = suspects_of(len(odd), 4).flagged.sum()
+    assert f"{flagged} of 10 labels look wrong. Estimated share of wrong labels: 12.3%" in text
+    assert "95 % intervals: 10.0% to 15.0%)" in text
+    assert "Detector: a <detector>." in text and "torch" in text and "1 could not be used" in text
+    assert "this page holds" not in text
+
+
+def test_gallery_counts_pairs_most_frequent_first(page, odd):
+    suspects = suspects_of(len(odd), 4)
+    options = page.all("option")[1 : -len(["suspicious", "pair", "id"])]
+    flags = [int(option["data-flagged"]) for option in options]
+    assert flags == sorted(flags, reverse=True) and sum(flags) == suspects.flagged.sum()
+    assert sum(int(option["data-all"]) for option in options) == len(odd)
+    assert "\u2068</script><b>\u2069" in "".join(option["data-names"] for option in options)
+
+
+def test_gallery_is_cut_to_the_flagged_first(bare, tmp_path):
+    suspects = suspects_of(60, 4)
+    frame = exports.table(bare, suspects)
+    flagged = frame["flagged"].sum()
+    for most in (5, flagged, 40, 60, 1000):
+        exports.gallery(tmp_path / "g.html", bare, suspects, "t", "d", most=most)
+        page = Page(tmp_path / "g.html")
+        kept = pd.concat([frame[frame.flagged], frame[~frame.flagged]])[:most].index
+        expected = frame["id"][frame.index.isin(kept)].tolist()
+        assert [image["alt"].split(",")[0] for image in page.all("img")] == expected
+        text = " ".join(page.text_of("p"))
+        assert ("this page holds" in text) == (most < 60)
+        assert ("the most suspicious of the flagged ones" in text) == (most < flagged)
+        assert "Estimated" not in text and not page.all("a")
+
+
+def test_gallery_of_nothing_flagged_begins_with_all(bare, tmp_path):
+    suspects = suspects_of(60, 4)
+    for flagged in (suspects.flagged, np.zeros(60, bool)):
+        exports.gallery(
+            tmp_path / "g.html", bare, Suspects(suspects.score, flagged, suspects.suggested), "t", "d", most=30
+        )
+        [box] = [i for i in Page(tmp_path / "g.html").all("input") if i["type"] == "checkbox"]
+        assert ("checked" in box) == flagged.any()
+
+
+def served(image: str, root: Path) -> Path:
+    """Return the file that Label Studio, started with this document root, sends for the image of a task."""
+    url = urlsplit(image)
+    assert url.path == "/data/local-files/" and not url.fragment
+    [path] = parse_qs(url.query, strict_parsing=True)["d"]
+    return root / path
+
+
+def test_label_studio_tasks_of_a_folder(odd, tmp_path):
+    suspects = suspects_of(len(odd), 4)
+    (tmp_path / "run").mkdir()
+    root = exports.label_studio(tmp_path / "run" / "label_studio.json", odd, suspects, tmp_path / "photos & co")
+    assert root == tmp_path
+    tasks = json.loads((tmp_path / "run" / "label_studio.json").read_text(encoding="utf-8"))
+    frame = exports.table(odd, suspects)
+    frame = frame[frame.flagged]
+    assert [task["data"]["id"] for task in tasks] == frame["id"].tolist()
+    assert [task["data"]["given"] for task in tasks] == frame["given"].tolist()
+    for task, row in zip(tasks, frame.itertuples(), strict=True):
+        assert served(task["data"]["image"], root).samefile(odd.files[row.Index])
+        [prediction] = task["predictions"]
+        assert prediction["model_version"] == f"ptglab {exports.__version__}"
+        assert prediction["score"] == pytest.approx(row.score)
+        [result] = prediction["result"]
+        assert (result["type"], result["from_name"], result["to_name"]) == ("choices", "label", "image")
+        assert result["value"] == {"choices": [row.suggested]}
+    view = ElementTree.parse(tmp_path / "run" / "label_studio.xml").getroot()
+    [choices] = view.findall("Choices")
+    assert (choices.get("name"), choices.get("toName"), choices.get("choice")) == ("label", "image", "single")
+    assert [choice.get("value") for choice in choices] == odd.class_names
+    assert view.find("Image").attrib == {"name": "image", "value": "$image"}
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["label_studio.json", "label_studio.xml"]
+
+
+def test_label_studio_tasks_of_a_set_without_files(bare, tmp_path, monkeypatch):
+    (tmp_path / "run 1").mkdir()
+    monkeypatch.chdir(tmp_path)
+    suspects = suspects_of(60, 4)
+    root = exports.label_studio("run 1/label_studio.json", bare, suspects)
+    assert root == tmp_path
+    tasks = json.loads(Path("run 1/label_studio.json").read_text())
+    assert len(tasks) == suspects.flagged.sum()
+    for task in tasks:
+        shown = np.asarray(opened(served(task["data"]["image"], root).read_bytes()))
+        np.testing.assert_array_equal(shown, bare.images[int(task["data"]["id"]), 0])
+
+
+def test_label_studio_choices_are_what_xml_can_say(tmp_path):
+    names = ["a\x01b", "tab\there", "\ufffe"]
+    image_set = data.ImageSet(torch.zeros((3, 1, 4, 4), dtype=torch.uint8), np.arange(3), None, names, list("xyz"))
+    suspects = Suspects(np.zeros(3, np.float32), np.ones(3, bool), np.array([1, 2, 0]))
+    exports.label_studio(tmp_path / "l.json", image_set, suspects)
+    values = [c.get("value") for c in ElementTree.parse(tmp_path / "l.xml").iter("Choice")]
+    assert values == ["a\ufffdb", "tab\there", "\ufffd"]
+    tasks = json.loads((tmp_path / "l.json").read_text(encoding="utf-8"))
+    assert [t["predictions"][0]["result"][0]["value"]["choices"][0] for t in tasks] == [values[i] for i in (1, 2, 0)]
+
+
+def test_fiftyone_table(odd, bare, tmp_path):
+    suspects = suspects_of(len(odd), 4)
+    exports.fiftyone(tmp_path / "fiftyone.csv", odd, suspects)
+    read = pd.read_csv(tmp_path / "fiftyone.csv", keep_default_na=False, dtype={"ground_truth": str, "suggested": str})
+    assert list(read.columns) == ["filepath", "ground_truth", "suggested", "score", "flagged"]
+    frame = exports.table(odd, suspects)
+    for row, expected in zip(read.itertuples(), frame.itertuples(), strict=True):
+        assert os.path.isabs(row.filepath) and os.path.samefile(row.filepath, odd.files[expected.Index])
+        assert (row.ground_truth, row.suggested, row.flagged) == (expected.given, expected.suggested, expected.flagged)
+    exports.fiftyone(tmp_path / "bare.csv", bare, suspects_of(60, 4))
+    read = pd.read_csv(tmp_path / "bare.csv")
+    assert read["flagged"].all() and len(read) == suspects_of(60, 4).flagged.sum()
+    assert all(Path(path).parent == tmp_path / "images" and Path(path).is_file() for path in read["filepath"])
+
+
+def test_everything_is_written_at_once(odd, bare, tmp_path):
+    told = {"detector": "knn", "rate": 0.25, "low": 0.2, "high": 0.3, "confusions": [["قطة", "NA", 3]]}
+    for name, image_set, source in (("files", odd, tmp_path / "photos & co"), ("bare", bare, "digits")):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        root = exports.write(folder, image_set, suspects_of(len(image_set), 4), told, source)
+        assert root == (tmp_path if name == "files" else tmp_path / "runs")
+        left = {"suspects.csv", "gallery.html", "label_studio.json", "label_studio.xml", "fiftyone.csv", "summary.json"}
+        assert {p.name for p in folder.iterdir()} == left | ({"images"} if name == "bare" else set())
+        assert json.loads((folder / "summary.json").read_text()) == told
+        assert len(pd.read_csv(folder / "suspects.csv")) == len(image_set)
+        assert Page(folder / "gallery.html").text_of("title") == [f"Suspects: {Path(source).name}"]
+        assert "95 % intervals: 20.0% to 30.0%)" in (folder / "gallery.html").read_text(encoding="utf-8")
+
+
+def test_bytes_that_are_no_text_pass_everywhere(tmp_path):
+    file = tmp_path / os.fsdecode(b"caf\xe9.png")
+    Image.new("RGB", (5, 5)).save(file)
+    image_set = data.ImageSet(
+        torch.zeros((1, 3, 5, 5), dtype=torch.uint8), np.zeros(1, np.int64), None, ["a\udce9", "b\ud800"],
+        [file.name], [("\udcff.png", "reason \udcfe")], files=[file],
+    )  # fmt: skip
+    suspects = Suspects(np.zeros(1, np.float32), np.ones(1, bool), np.ones(1, np.int64))
+    exports.write_csv(tmp_path / "suspects.csv", exports.table(image_set, suspects))
+    exports.unreadable(tmp_path, image_set)
+    exports.oddities(tmp_path, image_set, np.zeros((1, 2), int), np.zeros(1), np.zeros(1), np.ones(1, bool))
+    exports.gallery(tmp_path / "gallery.html", image_set, suspects, "t\udce9", "d")
+    exports.label_studio(tmp_path / "label_studio.json", image_set, suspects, tmp_path)
+    exports.fiftyone(tmp_path / "fiftyone.csv", image_set, suspects)
+    for name in ("suspects.csv", "unreadable.csv", "gallery.html", "label_studio.json", "label_studio.xml"):
+        (tmp_path / name).read_text(encoding="utf-8")
+    assert (tmp_path / "suspects.csv").read_text().splitlines()[1] == r"caf\udce9.png,a\udce9,b\ud800,0.0,True"
+    [link] = Page(tmp_path / "gallery.html").all("a")
+    assert link["href"] == "./caf%E9.png"
+    assert json.loads((tmp_path / "label_studio.json").read_text())[0]["data"]["id"] == r"caf\udce9.png"

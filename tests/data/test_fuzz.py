@@ -1,0 +1,241 @@
+"""Whatever the bytes: loaded or refused in a line; nothing half written, nothing written elsewhere or from outside.
+
+A thousand damaged sources go through loading and everything an audit writes (`make soak`), a hundred in every run.
+"""
+
+import ast
+import io
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import fuzz
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ptglab import data
+from ptglab.data import decode
+from ptglab.lab import notebooks
+from ptglab.audit import exports
+from ptglab.data import folders
+from ptglab.errors import InputError
+from ptglab.detect.suspects import Suspects
+
+WRITTEN = {"suspects.csv", "unreadable.csv", "gallery.html", "label_studio.json", "label_studio.xml", "fiftyone.csv",
+           "summary.json"}  # fmt: skip
+quick = settings(database=None, deadline=None, derandomize=True, max_examples=60,
+                 suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
+
+
+def tree(folder: Path) -> dict[str, tuple]:
+    """Return what is below `folder`, links not followed: {path: (kind, size, time of change)}."""
+    found = {}
+    for inside, names, files in os.walk(folder):
+        for name in (*names, *files):
+            told = os.lstat(os.path.join(inside, name))
+            found[os.path.join(inside, name)] = (told.st_mode, told.st_size, told.st_mtime_ns)
+    return {path: told[:1] if os.path.isdir(path) else told for path, told in found.items()}
+
+
+def one_line(text: str) -> bool:
+    return len(text.splitlines()) == 1 and text == text.printable(text)
+
+
+def go_through(number: int, base: Path) -> tuple[str, str]:
+    """Build the source of that number, load it, write all an audit writes; return (kind, what came of it)."""
+    for name in ("source", "run", "here"):
+        (base / name).mkdir()
+    Image.new("RGB", (8, 8)).save(base / "outside.png")
+    source, labels, kind = fuzz.build(number, base / "source")
+    before, back = tree(base), os.getcwd()
+    os.chdir(base / "here")
+    try:
+        image_set = data.load(source, labels=labels, at_most=32)
+    except InputError as error:
+        assert one_line(str(error)), ascii(str(error))
+        assert tree(base) == before
+        return kind, "refused"
+    else:
+        n, k = len(image_set), image_set.num_classes
+        home = os.path.join(os.path.realpath(source), "")
+        assert all(os.path.realpath(file).startswith(home) for file in image_set.files)
+        texts = [*image_set.ids, *image_set.class_names, *(text for pair in image_set.unreadable for text in pair)]
+        assert all(one_line(text) for text in texts if text)
+        assert (
+            n == len(image_set.labels_given) and 0 <= image_set.labels_given.min() <= image_set.labels_given.max() < k
+        )
+        draws = np.random.default_rng(number)
+        suspects = Suspects(draws.random(n, np.float32), draws.random(n) < 0.5, draws.integers(0, k, n))
+        told = {"detector": "knn", "rate": 0.25, "low": 0.2, "high": 0.3}
+        exports.unreadable(base / "run", image_set)
+        exports.write(base / "run", image_set, suspects, told, source)
+        after = tree(base)
+        assert {path: after[path] for path in before if path in after} == before  # nothing was changed or taken away
+        new = {os.path.relpath(path, base / "run") for path in after.keys() - before.keys()}
+        pictures = {name for name in new if name.startswith("images")}
+        assert new - pictures == WRITTEN and not [name for name in new if name.endswith(".tmp")]
+        page = (base / "run" / "gallery.html").read_text(encoding="utf-8")
+        assert page.rstrip().endswith("</html>") and page.count("<script") == 1
+        return kind, "audited"
+    finally:
+        os.chdir(back)
+
+
+def all_of(numbers: range, folder: Path) -> Counter:
+    counts = Counter()
+    for number in numbers:
+        base = folder / str(number)
+        base.mkdir()
+        counts[go_through(number, base)] += 1
+        shutil.rmtree(base)
+    assert list(folder.iterdir()) == []
+    return counts
+
+
+def test_a_hundred_sources(tmp_path, capfd):
+    counts = all_of(range(98), tmp_path)
+    assert counts.total() == 98 and {kind for kind, _ in counts} == set(fuzz.KINDS)
+    assert sum(n for (_, fate), n in counts.items() if fate == "audited") > 30
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.soak
+def test_a_thousand_sources(tmp_path, capsys):
+    counts = all_of(range(1000, 2001), tmp_path)
+    with capsys.disabled():
+        print(f"\n{counts.total():,} damaged sources: no traceback, nothing half written, nothing written elsewhere")
+        for kind in fuzz.KINDS:
+            print(f"  {kind:24} {counts[kind, 'audited']:4} audited  {counts[kind, 'refused']:4} refused")
+    assert counts.total() == 1001
+
+
+def read_images(numbers: range) -> Counter:
+    """Decode a damaged image a number, beside a good one, and count those that could be read."""
+    good = fuzz.image(np.random.default_rng(0), share=0)[1]
+    blobs = [good] + [fuzz.image(np.random.default_rng([7, number]), share=1)[1] for number in numbers]
+    ids = [str(i) for i in range(len(blobs))]
+    images, kept, unreadable, _ = decode.decode(blobs, ids, io.BytesIO, 16)
+    assert kept[0] == 0 and sorted([*kept, *(int(id) for id, _ in unreadable)]) == list(range(len(blobs)))
+    assert images.shape[0] == len(kept) and all(one_line(reason) for _, reason in unreadable)
+    return Counter(read=len(kept) - 1, unreadable=len(unreadable))
+
+
+def test_a_hundred_damaged_images():
+    counts = read_images(range(100))
+    assert min(counts["read"], counts["unreadable"]) > 10
+
+
+@pytest.mark.soak
+def test_five_thousand_damaged_images(capsys):
+    counts = read_images(range(1000, 6000))
+    with capsys.disabled():
+        print(f"\n5,000 damaged images: {counts['read']:,} read, {counts['unreadable']:,} listed as unreadable")
+
+
+# ---- any bytes as CSV, any text as label
+
+
+@pytest.fixture
+def flat(tmp_path) -> Path:
+    """Three images without labels, in a folder of their own."""
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        Image.new("L", (8, 8), i).save(tmp_path / "in" / f"{i}.png")
+    return tmp_path / "in"
+
+
+def load_or_refuse(folder: Path, content: bytes, labels: str | None = None) -> data.ImageSet | None:
+    (folder / "labels.csv").write_bytes(content)
+    before = tree(folder.parent)
+    try:
+        return data.load(folder, labels=labels)
+    except InputError as error:
+        assert one_line(str(error)), ascii(str(error))
+        return None
+    finally:
+        assert tree(folder.parent) == before
+
+
+PIECES = st.sampled_from(
+    [b"id", b"label", b",", b"\n", b"0.png", b"1.png", b'"', b";", b"\r", b"\0", b"\xff", b"a", b" "]
+)
+
+
+@quick
+@given(content=st.binary(max_size=200) | st.lists(PIECES, max_size=60).map(b"".join))
+def test_any_bytes_are_a_csv_or_refused(flat, content):
+    image_set = load_or_refuse(flat, content)
+    assert image_set is None or set(image_set.ids) <= {"0.png", "1.png", "2.png"}
+
+
+@quick
+@given(texts=st.lists(st.text(max_size=30), min_size=3, max_size=3), column=st.text(max_size=10))
+def test_any_text_is_a_label_and_comes_back(flat, texts, column):
+    """Through a table of ours: a text is a class, as printed; an empty one leaves its image out."""
+    import pandas as pd
+
+    load_or_refuse(flat, b"id,label\n0.png,a\n", column)
+    exports.write_csv(flat.parent / "t.csv", pd.DataFrame({"id": [f"{i}.png" for i in range(3)], "label": texts}))
+    image_set = load_or_refuse(flat, (flat.parent / "t.csv").read_bytes())
+    shown = [text.printable(exports._text(text).strip()) for text in texts]
+    if image_set is None:
+        assert not any(shown) or any("\0" in text for text in texts)
+        return
+    named = dict(zip(image_set.ids, (image_set.class_names[i] for i in image_set.labels_given), strict=True))
+    whole = all(text.replace(".", "", 1).isdecimal() for text in shown if text)  # 1.0 is 1 if all are such
+    assert named == {f"{i}.png": text for i, text in enumerate(shown) if text} or whole
+
+
+# ---- any text as parameter
+
+DECLARED = {"text": "a", "whole": 1, "real": 0.5, "switch": True}
+
+
+@pytest.fixture
+def notebook(tmp_path) -> str:
+    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]},
+            "source": "".join(f"{name} = {value!r}  # x\n" for name, value in DECLARED.items())}  # fmt: skip
+    import json
+
+    (tmp_path / "mine.ipynb").write_text(json.dumps({"cells": [cell], "metadata": {}}))
+    return str(tmp_path / "mine.ipynb")
+
+
+@quick
+@given(texts=st.lists(st.text(max_size=30) | st.sampled_from([*DECLARED]).flatmap(
+    lambda name: (st.text(max_size=30) | st.integers().map(str) | st.floats().map(str)).map(lambda v: f"{name}={v}")
+), max_size=4))  # fmt: skip
+def test_any_text_is_a_parameter_or_refused(notebook, texts):
+    try:
+        values = notebooks.values(notebook, texts)
+    except InputError as error:
+        assert len(str(error).splitlines()) == 1, ascii(str(error))
+        return
+    assert all(type(values[name]) is type(DECLARED[name]) for name in values)
+    check_round_trip(notebook, values)
+
+
+VALUES = {"text": st.text(max_size=60), "whole": st.integers(-(2**63), 2**63 - 1), "switch": st.booleans(),
+          "real": st.floats(allow_nan=False, allow_infinity=False, max_value=9e18, min_value=-9e18)}  # fmt: skip
+
+
+@quick
+@given(values=st.fixed_dictionaries({}, optional=VALUES))
+def test_any_value_arrives_as_it_is(notebook, values):
+    assert notebooks.checked(notebook, dict(DECLARED), values) == values
+    check_round_trip(notebook, values)
+
+
+def check_round_trip(notebook: str, values: dict) -> None:
+    """What papermill writes are literals, a line each, and `parameters` finds in them what was given."""
+    from papermill.translators import PythonTranslator
+
+    cell = PythonTranslator.codify(values)
+    body = ast.parse(cell).body
+    assert {node.targets[0].id: ast.literal_eval(node.value) for node in body} == values
+    assert len(cell.splitlines()) == len(values) + 1
+    assert notebooks.parameters(notebook, DECLARED | values | {"In": ["", cell]}) == DECLARED | values

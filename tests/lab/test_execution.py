@@ -1,0 +1,318 @@
+"""Notebooks: what they declare, what they are given, and what is left of an execution."""
+
+import ast
+import json
+import subprocess
+import sys
+import warnings
+from importlib import util
+from pathlib import Path
+
+import pytest
+from expected import refused
+from IPython.core.inputtransformer2 import TransformerManager
+
+from ptglab.errors import InputError
+from ptglab.lab import notebooks
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import papermill
+    import papermill.translators
+
+DECLARED = dict(run_dir="runs/x", epochs=40, rate=0.4, offset=-1, cached=True)
+CELL = "".join(f"{name} = {value!r}  # what it is\n" for name, value in DECLARED.items())
+
+
+def write_notebook(path, source=CELL, tags=("parameters",)):
+    """A cell of another kind comes first."""
+    cells = [
+        {"cell_type": "markdown", "metadata": {}, "source": ["# Question\n"]},
+        {"cell_type": "code", "metadata": {"tags": list(tags)}, "source": source},
+        {"cell_type": "code", "metadata": {}, "source": ["epochs = epochs * 2"]},
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    return str(path)
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    return write_notebook(tmp_path / "mine.ipynb")
+
+
+def namespace(injected="", **changed):
+    """What a notebook's globals hold once papermill's cell has run."""
+    values = DECLARED | changed
+    exec(injected, {}, values)
+    return values | {"In": ["", "import this", CELL, injected]}
+
+
+@pytest.mark.parametrize("source", [CELL, CELL.splitlines(keepends=True)], ids=["text", "lines"])
+def test_declared_parameters_of_a_path(tmp_path, source):
+    assert notebooks.declared_parameters(write_notebook(tmp_path / "mine.ipynb", source)) == DECLARED
+
+
+def test_a_notebook_without_parameters_declares_none(tmp_path):
+    assert notebooks.declared_parameters(write_notebook(tmp_path / "mine.ipynb", tags=())) == {}
+
+
+@pytest.mark.parametrize("folder", ["ptglab/notebooks", "notebooks"], ids=["wheel", "checkout"])
+def test_our_notebooks_go_by_name(tmp_path, monkeypatch, folder):
+    monkeypatch.setattr(notebooks, "__file__", str(tmp_path / "ptglab" / "notebooks.py"))
+    path = write_notebook(tmp_path / folder / "02_pretrain.ipynb")
+    write_notebook(tmp_path / folder / "03_finetune.ipynb")
+    assert str(notebooks.notebook_path("02_pretrain")) == path
+    assert notebooks.declared_parameters("02_pretrain") == DECLARED
+    refused(
+        "unknown notebook '02_pretrian'", "did you mean '02_pretrain'", "03_finetune", call=notebooks.notebook_path
+    )("02_pretrian")
+
+
+def test_parameters_are_the_values_in_hand(notebook):
+    assert notebooks.parameters(notebook, namespace()) == DECLARED
+    given = notebooks.parameters(notebook, namespace("# Parameters\nepochs = 3\nrun_dir = 'b'\n", rate=0.7, other="no"))
+    assert given == DECLARED | {"epochs": 3, "run_dir": "b", "rate": 0.7}
+
+
+def test_outside_ipython_there_is_no_injected_cell(notebook):
+    assert notebooks.parameters(notebook, dict(DECLARED)) == DECLARED
+
+
+def test_a_parameter_nobody_declared_is_refused(notebook):
+    injected = "# Parameters\nepohcs = 3\n"
+    refused("'epohcs'", notebook, "did you mean 'epochs'", call=notebooks.parameters)(notebook, namespace(injected))
+
+
+def test_a_cell_of_ones_own_is_not_taken_for_papermills(notebook):
+    own = "# Parameters of the figure\nimport math\nsize = (3, 4)\n"
+    assert notebooks.parameters(notebook, namespace(own)) == DECLARED
+
+
+@pytest.mark.parametrize(
+    ("values", "type_name"),
+    [
+        ({"epochs": "3"}, "int"),
+        ({"epochs": 3.0}, "int"),
+        ({"epochs": True}, "int"),
+        ({"rate": True}, "float"),
+        ({"rate": "0.4"}, "float"),
+        ({"cached": 1}, "bool"),
+        ({"run_dir": None}, "str"),
+        ({"run_dir": 3}, "str"),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_type_is_refused(notebook, values, type_name):
+    [(name, value)] = values.items()
+    injected = f"# Parameters\n{name} = {value!r}\n"
+    refused(f"parameter '{name}'", notebook, f"is {value!r}", f"type {type_name}", call=notebooks.parameters)(
+        notebook, namespace(injected)
+    )
+
+
+@pytest.mark.parametrize("values", [{"rate": 1}, {"epochs": 0}, {"offset": 2}, {"cached": False}], ids=str)
+def test_a_value_that_will_do_is_kept(notebook, values):
+    assert notebooks.parameters(notebook, namespace(**values)) == DECLARED | values
+
+
+# ---- what the command line gives
+
+
+def test_values_take_the_type_of_the_parameter():
+    values = notebooks.values("02_pretrain", ["epochs=3", "learning_rate=1", "method=vicreg"])
+    assert values == {"epochs": 3, "learning_rate": 1.0, "method": "vicreg"}
+    assert isinstance(values["learning_rate"], float)
+
+
+@pytest.mark.parametrize("text", ["true", "True", "FALSE", "false"])
+def test_a_switch_is_true_or_false(notebook, text):
+    assert notebooks.values(notebook, [f"cached={text}"]) == {"cached": text.lower() == "true"}
+
+
+def test_a_text_is_taken_whole_and_the_last_of_two_counts(notebook):
+    assert notebooks.values(notebook, ["run_dir=a=b", "offset=1", "run_dir= c=", "offset=-2"]) == {
+        "run_dir": " c=", "offset": -2
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("epochs", ["'epochs' is no parameter", "NAME=VALUE"]),
+        ("epochs=many", ["'epochs' is 'many'", "type int"]),
+        ("epochs=3.0", ["'epochs' is '3.0'", "type int"]),
+        ("rate=", ["'rate' is ''", "type float"]),
+        ("cached=1", ["'cached' is '1'", "type bool"]),
+        ("epohcs=3", ["unknown parameter of", "'epohcs'", "did you mean 'epochs'"]),
+        ("run_dir=\udcff", ["'run_dir' is no text", "rename what it names"]),
+    ],
+)
+def test_what_is_no_value_of_a_parameter_is_refused(notebook, text, words):
+    refused(*words, call=notebooks.values)(notebook, ["offset=1", text])
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+def test_a_real_number_that_is_none_is_refused(notebook, value):
+    refused("'rate'", "64 bits", call=notebooks.values)(notebook, [f"rate={value}"])
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**5000], ids=["above", "below", "huge"])
+def test_a_number_of_more_than_64_bits_is_refused(notebook, value):
+    declared = notebooks.declared_parameters(notebook)
+    refused("'epochs'", "64 bits", call=notebooks.checked)(notebook, declared, {"epochs": value})
+    refused("'rate'", "64 bits", call=notebooks.checked)(notebook, declared, {"rate": value})
+    assert notebooks.checked(notebook, declared, {"epochs": 2**63 - 1, "rate": -(2**63)})
+
+
+# ---- a value is never code
+
+HOSTILE = [
+    '"); import os; os.system("touch marker"); ("',
+    "'); open('marker', 'w'); ('",
+    '\\"; open("marker", "w"); "',
+    '\\\\"\nopen("marker", "w")\n"',
+    '"""\nopen("marker", "w")\n"""',
+    "\nopen('marker', 'w')\n",
+    "\ropen('marker', 'w')\r",
+    "\x0copen('marker', 'w')\x1c\x85\u2028open('marker', 'w')\u2029",
+    "{open('marker', 'w')}",
+    "{0.__class__}",
+    "!touch marker",
+    "x\n!touch marker",
+    "%%bash\ntouch marker",
+    "$(touch marker)`touch marker`; touch marker",
+    "marker?",
+    "#\n# Parameters\nmarker = 1",
+    "\\",
+    "\\\n",
+    "\0",
+    "\N{BULLET}\\u0022\\x22",
+    "\U0001f98a\u202e",
+    "\t=1+1",
+]
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_value_becomes_one_literal(notebook, value):
+    """As papermill writes it into its cell, and as `parameters` reads that cell again."""
+    given = notebooks.values(notebook, [f"run_dir={value}", "rate=-0.5", "epochs=-3", "cached=false"])
+    cell = papermill.translators.PythonTranslator.codify(given)
+    comment, *lines = cell.splitlines()
+    assert comment == "# Parameters" and len(lines) == len(given)
+    assert all(line.isascii() and line.isprintable() for line in lines)
+    assert {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cell).body} == given
+    assert notebooks.parameters(notebook, namespace(cell)) == DECLARED | given
+    assert TransformerManager().transform_cell(cell) == cell  # nothing of it is IPython's own
+
+
+def test_no_value_runs_in_a_kernel(tmp_path, monkeypatch):
+    """A kernel is given all of them, one after the other, through `ptglab run`; none does anything, each arrives."""
+    names = [f"text{i}" for i in range(len(HOSTILE))]
+    folder = tmp_path / "a {folder} in {0} braces"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    source = "".join(f"{name} = ''  # a text\n" for name in names)
+    write_notebook(folder / "mine.ipynb", source + "epochs = 1  # whole\n")
+    cells = json.loads((folder / "mine.ipynb").read_text())
+    cells["nbformat_minor"] = 4  # whose cells have no ids
+    cells["metadata"] = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
+    cells["cells"].append({"cell_type": "code", "metadata": {}, "source": "import json, os\nprint(json.dumps(["
+                           + ", ".join(names) + "]))\nprint(os.listdir())"})  # fmt: skip
+    for cell in cells["cells"][1:]:
+        cell |= {"outputs": [], "execution_count": None}
+    (folder / "mine.ipynb").write_text(json.dumps(cells))
+    given = notebooks.values("mine.ipynb", [f"{n}={value}" for n, value in zip(names, HOSTILE, strict=True)])
+    notebooks.execute("mine.ipynb", folder / "out.ipynb", given)
+    [output] = json.loads((folder / "out.ipynb").read_text())["cells"][-1]["outputs"]
+    said, listed = "".join(output["text"]).splitlines()
+    assert json.loads(said) == HOSTILE
+    assert "marker" not in listed and sorted(path.name for path in folder.iterdir()) == ["mine.ipynb", "out.ipynb"]
+
+
+# ---- executing
+
+
+@pytest.fixture
+def papermills(monkeypatch):
+    """Return a function that has papermill write a copy and then raise what it is given, in place of executing."""
+
+    def replace(error=None):
+        def run(source, out, values, **options):
+            Path(out).write_text(f"{Path(source).name} with {values}")
+            if error:
+                raise error
+
+        monkeypatch.setattr(papermill, "execute_notebook", run)
+
+    return replace
+
+
+def left(folder):
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_the_executed_copy_takes_its_place_in_the_end(notebook, tmp_path, papermills):
+    papermills()
+    for epochs in (3, 4):
+        notebooks.execute(notebook, tmp_path / "run" / "notebook.ipynb", {"epochs": epochs})
+        assert left(tmp_path / "run") == {"notebook.ipynb": f"mine.ipynb with {{'epochs': {epochs}}}"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "failed"),
+    [("InputError", "unknown dataset 'x'", {}),
+     ("KeyError", "'x' (cell 7 of ", {"failed-notebook.ipynb": "mine.ipynb with {'epochs': 3}"})],
+)  # fmt: skip
+def test_an_error_inside_is_one_line_and_an_earlier_copy_stays(notebook, tmp_path, papermills, name, message, failed):
+    """What is refused has done nothing; what failed leaves its copy under another name."""
+    out = tmp_path / "run" / "notebook.ipynb"
+    out.parent.mkdir()
+    out.write_text("earlier")
+    papermills(papermill.PapermillExecutionError(3, 7, "epochs / 0", name, message.split(" (")[0], ["Traceback\n"]))
+    refused(message, call=notebooks.execute)(notebook, out, {"epochs": 3})
+    assert left(out.parent) == {"notebook.ipynb": "earlier"} | failed
+
+
+def test_a_place_that_cannot_be_written_is_named(notebook, tmp_path, papermills):
+    papermills(PermissionError(13, "Permission denied"))
+    refused(f"cannot write {tmp_path / 'a.ipynb'}: Permission denied", call=notebooks.execute)(
+        notebook, tmp_path / "a.ipynb", {}
+    )
+    assert left(tmp_path).keys() == {"mine.ipynb"}
+
+
+def test_a_kill_leaves_no_half_executed_copy(notebook, tmp_path, papermills):
+    papermills(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        notebooks.execute(notebook, tmp_path / "a.ipynb", {})
+    assert left(tmp_path).keys() == {"mine.ipynb"}
+
+
+def test_without_papermill_the_mend_is_named(notebook, tmp_path, monkeypatch):
+    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"papermill is not installed.*pip install 'ptglab\[lab\]'"):
+        notebooks.execute(notebook, tmp_path / "a.ipynb", {})
+    assert left(tmp_path).keys() == {"mine.ipynb"}
+
+
+LOADED = "import sys; from ptglab import {}; print(*sorted({{'torch', 'papermill', 'pandas'}} & sys.modules.keys()))"
+
+
+@pytest.mark.parametrize(("module", "loaded"), [("execution", []), ("noise_rate", ["torch"])])
+def test_a_cells_process_starts_without_torch_and_papermill(module, loaded):
+    """And the test would see it: another module does load torch."""
+    done = subprocess.run([sys.executable, "-c", LOADED.format(module)], capture_output=True, text=True, check=True)
+    assert set(loaded) <= set(done.stdout.split()) and bool(done.stdout.split()) == bool(loaded)
+
+
+def test_sockets_lie_where_their_paths_are_short_enough(tmp_path, notebook, monkeypatch):
+    """Outside the working folder, in which a killed kernel would leave them."""
+    given = []
+    monkeypatch.setattr(papermill, "execute_notebook", lambda source, out, values, **options: (
+        given.append(options["config"]["KernelManager"]["ip"]), Path(out).write_text("")))  # fmt: skip
+    for folder in (tmp_path, tmp_path / ("long" * 25)):
+        folder.mkdir(exist_ok=True)
+        monkeypatch.setattr(notebooks.tempfile, "tempdir", str(folder))
+        notebooks.execute(notebook, tmp_path / "out" / "a.ipynb", {})
+    assert all(len(path) < 100 and not Path(path).parent.exists() for path in given) and given[1].startswith("/tmp/")

@@ -1,0 +1,504 @@
+"""Faults, each made to happen: one line says what it is and what to do, and what was whole stays whole.
+
+full-disk-results        the disk is full while results are written
+full-disk-checkpoint     ... while a checkpoint is written, in the middle of training
+full-disk-record         ... while a record is appended
+full-disk-array          ... where a growing array needs its place
+full-disk-weights        ... while weights are written
+full-disk-tmpfs          ... a disk of a megabyte, really full
+file-size-limit          a file may not be larger (RLIMIT_FSIZE), in a process of its own
+read-only-folder         the run folder is on a read-only file system
+no-folder                a file stands where the run folder should be
+checkpoint-truncated     a checkpoint that was cut: the one before it
+checkpoint-bit           ... with one bit flipped: the one before it
+checkpoints-both         both damaged: the stage starts anew
+params-damaged           params.json is no JSON any more
+records-damaged          a line of metrics.jsonl is none
+array-truncated          arrays/features.npy was cut
+array-header             ... its header is garbled
+weights-bit              a bit of model.safetensors flipped
+weights-truncated        model.safetensors was cut
+clock-jumps              the clock is set back by a year, and forth by one
+two-processes            another process is at work in the run folder
+kernel-killed            the kernel is killed while a cell runs
+terminated               SIGTERM while a cell runs
+gpu-memory-pretrain      a batch that the GPU's memory does not hold, in pre-training
+gpu-memory-full          ... in fine-tuning
+gpu-memory-linear        ... of a frozen backbone: it is split, the result is the same
+host-memory              images that neither memory nor the temporary folder holds
+one-bad-image            one image of a folder is none
+"""
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from expected import refused
+from PIL import Image
+from torch import nn
+
+from ptglab import data, files
+from ptglab.data import decode
+from ptglab.lab import runs
+from ptglab.train import backbones, checkpoints, engine, finetune, pretrain
+
+FULL = "the disk is full; make room and run again, it goes on where it was"
+
+
+def fault(name: str):
+    """Give a test the name of its fault as its id."""
+    return pytest.mark.parametrize("fault", [name])
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = runs.start(tmp_path / "run", seed=0)
+    run.save_results([{"seed": 1}])
+    run.save_array("probs", np.ones(3))
+    return run
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Return a function after which the system has no room for anything that is flushed, or allocated."""
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fill():
+        monkeypatch.setattr(os, "fsync", full)
+        monkeypatch.setattr(os, "posix_fallocate", full)
+
+    return fill
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# ---- the disk
+
+
+@fault("full-disk-results")
+def test_results(fault, run, full_disk):
+    full_disk()
+    refused(f"cannot write {run.path}: {FULL}", call=run.save_results)([{"seed": 2}])
+    assert run.results()["seed"].tolist() == [1]
+    assert not any(path.name.endswith(".tmp") for path in run.path.rglob("*"))
+
+
+def steps(run, epochs, few, seed=0):
+    network = backbones.build("resnet18", 2, few.images, seed)
+    records = pretrain.train(
+        network, few.images[:32], "simclr", epochs=epochs, batch_size=32, projection=8, place=engine.place("cpu"),
+        checkpoint=run.checkpoint,
+    )  # fmt: skip
+    run.follow(records, "pre-train", epochs)
+    return network.state_dict()
+
+
+@fault("full-disk-checkpoint")
+def test_checkpoint(fault, run, few, full_disk, monkeypatch, tmp_path):
+    """In the third of four epochs; with room again, the run ends as one that never was disturbed."""
+    write, count = files.write, []
+
+    def third_is_full(path, save):
+        count.append(path)
+        if len(count) == 3:
+            full_disk()
+        write(path, save)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ptglab.train.tensors.write", third_is_full)
+        refused(f"cannot write {run.path}: {FULL}", call=steps)(run, 4, few)
+    monkeypatch.undo()
+    assert "checkpoint.previous.safetensors" in names(run.path) and len(run.records()) == 3
+    resumed, whole = steps(run, 4, few, seed=5), steps(runs.start(tmp_path / "whole"), 4, few)
+    assert all(torch.equal(resumed[k], whole[k]) for k in whole)
+
+
+@fault("full-disk-record")
+def test_record(fault, run, full_disk):
+    def records():
+        yield {"epoch": 1}
+        full_disk()
+        yield {"epoch": 2}
+
+    refused(f"cannot write {run.path}: {FULL}", call=run.follow)(records(), "pre-train", 2)
+    assert run.records()["epoch"].tolist()[:1] == [1]
+
+
+@fault("full-disk-array")
+def test_array(fault, run, full_disk):
+    full_disk()
+    refused(f"cannot write {run.path / 'arrays'}: {FULL}", call=run.growing_array)("history", (1000, 1000))
+    assert names(run.path / "arrays") == {"probs.npy"}
+
+
+@fault("full-disk-weights")
+def test_weights(fault, run, few, full_disk):
+    backbones.save(run.weights, backbones.build("resnet18", 2, few.images, 0))
+    before = run.weights.read_bytes()
+    full_disk()
+    other = backbones.build("resnet18", 4, few.images, 0)
+    refused(f"cannot write {run.path}: {FULL}", call=backbones.save)(run.weights, other)
+    assert run.weights.read_bytes() == before
+
+
+@fault("full-disk-tmpfs")
+def test_a_disk_that_is_really_full(fault, tmp_path, few):
+    (disk := tmp_path / "disk").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no file system may be mounted here")
+    try:
+        run = runs.start(disk / "run", seed=0)
+        run.save_array("probs", np.ones(1000))
+        line = "the disk is full"
+        refused(line, call=run.save_array)("features", np.ones(1_000_000))
+        refused(line, call=run.growing_array)("history", (1000, 1000))
+        refused(line, call=backbones.save)(run.weights, backbones.build("resnet18", 16, few.images, 0))
+        assert names(run.path / "arrays") == {"probs.npy"} and run.array("probs").sum() == 1000
+        assert not run.weights.exists()
+    finally:
+        for held in list(files._held):
+            if held[0] == os.stat(disk).st_dev:
+                os.close(files._held.pop(held))
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+LIMITED = """
+import resource, sys
+import numpy as np
+from ptglab.lab import runs
+run = runs.start(sys.argv[1], seed=0)
+run.save_array("probs", np.ones(10))
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+for save in (lambda: run.save_array("features", np.ones(100_000)), lambda: run.growing_array("history", (1000, 1000))):
+    try:
+        save()
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+
+
+@fault("file-size-limit")
+def test_a_limit(fault, tmp_path):
+    pytest.importorskip("resource")
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    line = f"InputError cannot write {tmp_path / 'arrays'}: a file would be larger than is allowed there; "
+    assert [said.startswith(line) for said in done.stdout.splitlines()] == [True, True], done.stdout + done.stderr
+    assert names(tmp_path / "arrays") == {"probs.npy"}
+
+
+@fault("read-only-folder")
+def test_read_only(fault, run, monkeypatch):
+    def read_only(*args, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    line = "it can only be read; give a folder that can be written"
+    monkeypatch.setattr(os, "replace", read_only)
+    refused(f"cannot write {run.path}: {line}", call=run.save_results)([{"seed": 2}])
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    refused(f"cannot write the run folder {run.path}", "Read-only", call=runs.start)(run.path, seed=0)
+    refused(f"cannot write {run.path / 'stage'}: {line}", call=run.stage)("stage")
+    assert run.results()["seed"].tolist() == [1]
+
+
+@fault("no-folder")
+def test_a_file_in_the_way(fault, run, tmp_path):
+    (run.path / "stage").write_text("")
+    refused(f"cannot write {run.path / 'stage'}: a file stands where a folder should", call=run.stage)("stage")
+    (tmp_path / "file").write_text("")
+    refused(f"cannot write the run folder {tmp_path / 'file'}", call=runs.start)(tmp_path / "file")
+
+
+# ---- damaged files
+
+
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "cut":
+        content = content[: len(content) // 2]
+    else:
+        content[-len(content) // 3] ^= 16
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("fault", "how", "both", "said"),
+    [
+        ("checkpoint-truncated", "cut", False, "going on from the one before it, after epoch 1"),
+        ("checkpoint-bit", "bit", False, "going on from the one before it, after epoch 1"),
+        ("checkpoints-both", "bit", True, "there is no whole one, this stage starts anew"),
+    ],
+)
+def test_checkpoints(fault, how, both, said, run, few, tmp_path, capsys):
+    whole = steps(runs.start(tmp_path / "whole"), 3, few)
+
+    def stopped():
+        network = backbones.build("resnet18", 2, few.images, 0)
+        options = dict(epochs=3, batch_size=32, projection=8, place=engine.place("cpu"), checkpoint=run.checkpoint)
+        for record in pretrain.train(network, few.images[:32], "simclr", **options):
+            if record["epoch"] == 3:
+                return
+            yield record
+
+    run.follow(stopped(), "pre-train", 3)
+    damage(run.checkpoint, how)
+    if both:
+        damage(checkpoints.previous(run.checkpoint), how)
+    capsys.readouterr()
+    resumed = steps(run, 3, few)
+    lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "damaged" in line]
+    assert len(lines) == 1 and str(run.checkpoint) in lines[0] and lines[0].endswith(said)
+    assert all(torch.equal(resumed[k], whole[k]) for k in whole) and run.records()["epoch"].tolist() == [1, 2, 3]
+
+
+@fault("params-damaged")
+@pytest.mark.parametrize("content", [b'{"seed": ', b"\xff\xfe", b"", b"[1]"])
+def test_params(fault, run, content):
+    (run.path / "params.json").write_bytes(content)
+    line = f"{run.path / 'params.json'} is damaged: delete {run.path} and run again"
+    refused(line, call=runs.start)(run.path, seed=0)
+    assert (run.path / "params.json").read_bytes() == content and run.results()["seed"].tolist() == [1]
+
+
+@fault("records-damaged")
+@pytest.mark.parametrize("line", [b"\0\0\0", b"\xff", b'{"loss": 1}', b"7", b'{"epoch": "x"}', b'{"epo'])
+def test_records(fault, run, line):
+    path = run.path / "metrics.jsonl"
+    path.write_bytes(b'{"epoch": 1}\n' + line + b'\n{"epoch": 3}\n')
+    said = f"line 2 of {path} is damaged: delete {run.path} and run again"
+    refused(said, call=run.records)()
+    refused(said, call=run.follow)([{"epoch": 4}], "pre-train", 4)
+
+
+@pytest.mark.parametrize(
+    ("fault", "content"),
+    [("array-truncated", lambda whole: whole[:-5]), ("array-truncated", lambda whole: whole[:20]),
+     ("array-truncated", lambda whole: b""), ("array-header", lambda whole: whole[:12] + b"?" * 60 + whole[72:])],
+)  # fmt: skip
+def test_arrays(fault, content, run):
+    path = run.path / "arrays" / "features.npy"
+    run.save_array("features", np.ones((4, 4), np.float32))
+    path.write_bytes(content(path.read_bytes()))
+    line = f"{path} is damaged: delete {run.path} and run again"
+    refused(line, call=run.array)("features")
+    refused(line, call=run.growing_array)("features", (4, 4))
+    assert run.array("probs").sum() == 3
+
+
+@pytest.mark.parametrize(("fault", "how"), [("weights-bit", "bit"), ("weights-truncated", "cut")])
+def test_damaged_weights(fault, how, run, few):
+    backbones.save(run.weights, backbones.build("resnet18", 2, few.images, 0))
+    damage(run.weights, how)
+    line = f"if it did, it is damaged: delete {run.path} and run again"
+    refused(f"{run.weights} holds no network of ours", line, call=backbones.load)(run.weights)
+
+
+# ---- the machine
+
+
+@fault("clock-jumps")
+def test_the_clock_is_set(fault, run, few, tmp_path, monkeypatch):
+    whole = steps(runs.start(tmp_path / "whole"), 3, few)
+    jumps = iter(range(10**9))
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + (-1) ** next(jumps) * 3e7)
+    jumped = steps(run, 3, few)
+    assert all(torch.equal(jumped[k], whole[k]) for k in whole)
+    assert (run.records()["seconds"] > 0).all() and (run.records()["seconds"] < 1000).all()
+
+
+START = "import sys; from ptglab import runs; runs.start(sys.argv[1], seed=0); print('held', flush=True); input()"
+
+
+@fault("two-processes")
+def test_two_processes(fault, tmp_path, monkeypatch):
+    command = [sys.executable, "-c", START, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        monkeypatch.setattr(files, "PATIENCE", 0)
+        line = f"another process is at work in {tmp_path / 'run'}: process {other.pid} on "
+        refused(line, ", since ", call=runs.start)(tmp_path / "run", seed=0)
+        assert runs.Run(tmp_path / "run").params == {"seed": 0}  # who only reads needs no lock
+        other.kill()
+    for _ in range(2):  # the dead one's is taken over; a notebook may be executed twice in one kernel
+        assert runs.start(tmp_path / "run", seed=0).params == {"seed": 0}
+
+
+NOTEBOOK = """
+import os, pathlib, time
+from ptglab.lab import runs
+run = runs.start(run_dir)
+def steps():
+    for epoch in range(1, 10_000):
+        yield {"epoch": epoch}
+        (run.path / "pid").write_text(str(os.getpid()))
+        time.sleep(0.05)
+run.follow(steps(), "train", 10_000)
+"""
+COMMAND = "import sys; from ptglab.cli import main; sys.argv[0] = 'ptglab'; main()"
+
+
+def write_notebook(path: Path) -> None:
+    def cell(source, tags=()):
+        return {"cell_type": "code", "id": f"c{len(source)}", "metadata": {"tags": list(tags)}, "source": source,
+                "outputs": [], "execution_count": None}  # fmt: skip
+
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    cells = [cell('run_dir = "run"  # where', ["parameters"]), cell(NOTEBOOK)]
+    path.write_text(json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def until(condition, seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what becomes of kernels is told from /proc")
+@pytest.mark.parametrize(
+    ("fault", "victim", "number", "status", "said"),
+    [
+        (
+            "kernel-killed",
+            "kernel",
+            signal.SIGKILL,
+            2,
+            "ptglab: the kernel of long.ipynb died in cell 3: ",
+        ),
+        ("terminated", "command", signal.SIGTERM, 130, "ptglab: stopped; run again, it goes on where it was"),
+        ("terminated", "command", signal.SIGINT, 130, "ptglab: stopped; run again, it goes on where it was"),
+        ("terminated", "kernel", signal.SIGTERM, 130, "ptglab: stopped; run again, it goes on where it was"),
+    ],
+)
+def test_while_a_cell_runs(fault, victim, number, status, said, tmp_path):
+    """One line, its status, no kernel left, no copy half-executed; what was recorded is whole."""
+    write_notebook(tmp_path / "long.ipynb")
+    run = runs.Run(tmp_path / "run")
+    command = [sys.executable, "-c", COMMAND, "run", "long.ipynb", "out/nb.ipynb", "-p", f"run_dir={run.path}"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pid = run.path / "pid"
+    until(lambda: pid.exists() and pid.read_text())
+    kernel = int(pid.read_text())
+    os.kill(kernel if victim == "kernel" else process.pid, number)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == status, err
+    lines = [line for line in err.splitlines() if line.startswith("ptglab:")]
+    assert len(lines) == 1 and lines[0].startswith(said)
+    assert "Traceback" not in err, err
+    until(lambda: gone(kernel))
+    assert not (tmp_path / "out").exists() or names(tmp_path / "out") <= {"failed-nb.ipynb"}
+    epochs = run.records()["epoch"].tolist()
+    assert epochs == list(range(1, len(epochs) + 1)) and epochs
+    runs.start(run.path, run_dir=str(run.path))  # its lock is free
+
+
+# ---- memory
+
+
+class Small(nn.Module):
+    """A backbone on a device whose memory holds `most` rows."""
+
+    def __init__(self, inner: nn.Module, most: int):
+        super().__init__()
+        self.inner, self.most, self.num_features = inner, most, inner.num_features
+
+    def forward(self, x):
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return self.inner(x)
+
+
+@fault("gpu-memory-pretrain")
+def test_pretraining(fault, run, few):
+    network = Small(backbones.build("resnet18", 2, few.images, 0), 40)  # both views: 20 images
+    records = pretrain.train(
+        network, few.images, "simclr", epochs=2, batch_size=128, projection=8, place=engine.place("cpu"),
+        checkpoint=run.checkpoint,
+    )  # fmt: skip
+    line = "the GPU's memory is too small for a batch of 128, and batch norm must see it whole: batch_size=16 fits"
+    refused(line, call=list)(records)
+    assert not run.checkpoint.exists()
+
+
+@fault("gpu-memory-full")
+@pytest.mark.parametrize(("most", "mend"), [(20, "batch_size=16 fits"), (1, "not even two rows fit")])
+def test_fine_tuning(fault, most, mend, few):
+    network = Small(backbones.build("resnet18", 2, few.images, 0), most)
+    head = backbones.head(network.num_features, 10)
+    records = finetune.train(
+        network, head, few.images, few.labels_given, mode="full", epochs=1, batch_size=64, place=engine.place("cpu")
+    )
+    refused("too small for a batch of 64", mend, call=list)(records)
+
+
+@fault("gpu-memory-linear")
+def test_a_frozen_backbone(fault, few):
+    """The records and the head are those of a device that holds everything, up to rounding."""
+    records, heads = [], []
+    for most in (1000, 7):
+        network = Small(backbones.build("resnet18", 2, few.images, 0), most)
+        head = backbones.head(network.num_features, 10)
+        steps = finetune.train(network, head, few.images, few.labels_given, mode="linear", epochs=2, batch_size=64,
+                               place=engine.place("cpu"), test=(few.images[:50], few.labels_given[:50]))  # fmt: skip
+        records.append([{k: v for k, v in record.items() if k != "seconds"} for record in steps])
+        heads.append(head[1].weight.detach())
+    for whole, parts in zip(*records, strict=True):
+        assert parts == pytest.approx(whole, rel=1e-4)
+    torch.testing.assert_close(heads[1], heads[0], rtol=1e-4, atol=1e-6)
+
+
+@fault("host-memory")
+def test_images_larger_than_memory(fault, tmp_path, monkeypatch):
+    for name in ("a/1.png", "a/2.png", "b/1.png"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(tmp_path / "photos" / name)
+    monkeypatch.setattr(decode, "free_memory", lambda: 100.0)
+    mapped = data.load(tmp_path / "photos").images  # in the temporary folder, then
+    assert mapped.shape == (3, 3, 8, 8) and (mapped == 7).all()
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "allocate", full)
+    line = f"3 images of 0.0 GB fit neither into memory nor into {tempfile.gettempdir()}, where"
+    refused(line, "give a smaller image_size, or set TMPDIR", call=data.load)(tmp_path / "photos")
+
+
+@fault("one-bad-image")
+def test_one_bad_image(fault, tmp_path):
+    for name in ("a/1.png", "a/2.png", "b/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / name)
+    (tmp_path / "b" / "2.png").write_bytes(b"no image")
+    loaded = data.load(tmp_path)
+    assert loaded.unreadable == [("b/2.png", "not an image")] and len(loaded) == 3
+
+
+def test_every_fault_of_the_list_has_its_test():
+    listed = set(re.findall(r"^ *([a-z-]+)  +\S", __doc__, re.MULTILINE))
+    named = {name for name in listed if f'"{name}"' in Path(__file__).read_text()}
+    assert len(listed) >= 12 and named == listed

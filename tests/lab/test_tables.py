@@ -1,0 +1,96 @@
+"""Means over seeds, gains and grids, against figures worked out by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ptglab.lab import spec, tables
+
+
+@pytest.fixture
+def results() -> pd.DataFrame:
+    """Two arms and a recipe under two rates and two seeds, two detectors each, and human labels of one seed."""
+    rows = []
+    accuracy = {("scratch", "full", "plain"): 0.5, ("simclr", "linear", "plain"): 0.7, ("simclr", "linear", "gce"): 0.8}
+    for (init, mode, recipe), base in accuracy.items():
+        for rate in (0.6, 0.2):
+            for seed in (0, 1):
+                for detector in ("knn", "confidence"):
+                    rows.append({"dataset": "d", "n_train": 9, "backbone": "r", "init": init, "mode": mode,
+                                 "loss": "cross_entropy", "recipe": recipe, "noise": "uniform", "noise_rate": rate,
+                                 "effective_rate": rate, "seed": seed, "detector": detector, "labels": np.nan,
+                                 "accuracy_last": base - rate / 10 + 0.02 * seed, "f1": rate})  # fmt: skip
+    human = rows[0] | {"labels": "label_worse", "noise": "human", "noise_rate": np.nan, "effective_rate": 0.403}
+    return pd.DataFrame([*rows, human, human | {"init": "simclr", "mode": "linear", "accuracy_last": 0.9}])
+
+
+def test_arms_are_named_and_human_labels_are_a_kind_of_noise(results):
+    frame = tables.arms(results)
+    assert list(frame["arm"].unique()) == ["scratch", "simclr + linear", "simclr + linear, gce"]
+    assert tables.settings(frame) == [("uniform", 0.2), ("uniform", 0.6), ("label_worse", 0.4)]
+
+
+def test_an_experiment_counts_once_whatever_its_detectors(results):
+    assert len(tables.experiments(tables.arms(results))) == 3 * 2 * 2 + 2
+
+
+def test_over_seeds_gives_mean_deviation_and_n(results):
+    rows = tables.experiments(tables.arms(results))
+    found = tables.over_seeds(rows, "accuracy_last", ["arm", *tables.NOISE]).set_index(["arm", *tables.NOISE])
+    mean, deviation, n = found.loc[("simclr + linear", "uniform", 0.2)]
+    assert (round(mean, 12), round(deviation, 12), n) == (0.69, 0.01, 2)
+    assert found.loc[("scratch", "label_worse", 0.4), "n"] == 1
+
+
+def test_gains_are_over_scratch_of_the_same_noise_and_seed(results):
+    rows = tables.experiments(tables.arms(results))
+    shuffled = rows.sample(frac=1, random_state=0)
+    pairs = tables.gains(shuffled, "accuracy_last")
+    by_arm = pairs[pairs["noise"] == "uniform"].groupby("arm")["gain"]
+    assert by_arm.mean().round(12).to_dict() == {"simclr + linear": 0.2, "simclr + linear, gce": 0.3}
+    assert by_arm.std().max() < 1e-12  # the effect of the seed drops out
+    assert "scratch" not in set(pairs["arm"])
+    lonely = tables.gains(rows[(rows["arm"] != "scratch") | (rows["seed"] == 0)], "accuracy_last")
+    assert set(lonely["seed"]) == {0}
+
+
+def test_the_grid_has_a_row_an_arm_and_a_column_a_setting(results):
+    rows, mean, texts, _ = tables.grid(tables.experiments(tables.arms(results)), "accuracy_last")
+    assert rows == ["scratch", "simclr + linear", "simclr + linear, gce"] and mean.shape == (3, 3)
+    assert np.isnan(mean[2, 2]) and texts[2, 2] == ""
+    assert texts[0, 0] == "49.0 ± 1.0" and texts[1, 2] == "90.0 ± 0.0"
+
+
+def test_lines_rise_with_the_rate(results):
+    lines, found = tables.by_rate(tables.experiments(tables.arms(results)), "accuracy_last", "uniform")
+    np.testing.assert_allclose(lines["scratch"], [[0.2, 0.6], [0.49, 0.45], [0.01, 0.01]])
+    assert len(found) == 6 and set(found["measure"]) == {"accuracy_last"}
+
+
+def test_published_figures_stand_beside_ours(results):
+    both = tables.compare_published(tables.experiments(tables.arms(results)), "accuracy_last", spec.published(), "ours")
+    own = both.loc[("ours", "d", "uniform", 0.6)]
+    assert own["arm"] == "simclr + linear" and own["gain"] == pytest.approx(0.2)  # the best plain arm, not gce
+    paper = both.loc[("Pre-train to Gain (arXiv 2511.20844)", "cifar10", "uniform", 0.4)]
+    assert (paper["scratch"], paper["pre-trained"], paper["gain"]) == (0.712, 0.789, 0.077)
+
+
+def test_every_published_figure_has_a_source():
+    published = spec.published()
+    assert published["accuracy"].between(0, 1).all() and published["source"].notna().all()
+    assert set(published["init"]) == {"scratch", "ssl"}
+
+
+def test_limits_hold_every_mean_and_deviation(results):
+    found = tables.by_rate(tables.experiments(tables.arms(results)), "accuracy_last", "uniform")[1]
+    low, high = tables.span([found, found])
+    assert 40 < low < 44 - 1 + 1e-9 and high > 79 + 1
+    assert tables.span([found[:0]]) == (0, 100)
+
+
+def test_what_nobody_knows_is_said(results):
+    unknown = results.tail(2).assign(labels="mini", effective_rate=np.nan)
+    frame = tables.arms(pd.concat([results, unknown]))
+    assert tables.settings(frame)[-1] == ("mini", -1)
+    assert tables.heading("mini", -1) == "mini\nrate unknown" and tables.heading("label_worse", 0.4) == "worse\n40%"
+    assert tables.grid(tables.experiments(frame), "accuracy_last")[1].shape == (3, 4)

@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+import torch
+
+from ptglab.lab import metrics
+from ptglab.train import engine, patches, predict
+
+
+def learned(images: torch.Tensor, **options) -> patches.Patches:
+    return patches.learn(images, 0, engine.place("cpu"), **options)
+
+
+def uint8(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_responses_by_hand(channels):
+    """Patch by patch: mean 0, variance 1, whitened, how much nearer than average to each centroid; region means."""
+    side, k, draws = 3, 7, np.random.default_rng(channels)
+    size = channels * side**2
+    root = draws.normal(size=(size, size))
+    whitening, mean, centroids = root @ root.T / size, draws.normal(size=size), draws.normal(size=(k, size))
+    tensors = (torch.tensor(a, dtype=torch.float32) for a in (whitening, mean, centroids))
+    network, x = patches.Patches(*tensors, channels, side), 255 * draws.random((2, channels, 7, 8))
+    expected = np.zeros((2, k, 5, 6))
+    for i, top, left in np.ndindex(2, 5, 6):
+        patch = x[i, :, top : top + side, left : left + side].ravel()
+        patch = (patch - patch.mean()) / np.sqrt(patch.var() + 10)
+        distance = np.linalg.norm((patch - mean) @ whitening - centroids, axis=1)
+        expected[i, :, top, left] = np.maximum(0, distance.mean() - distance)
+    pooled = torch.nn.functional.adaptive_avg_pool2d(torch.tensor(expected), 2).flatten(1)
+    ours = network(torch.tensor(x / 255, dtype=torch.float32))
+    np.testing.assert_allclose(ours, pooled, rtol=1e-3, atol=1e-3)
+    assert (pooled > 0.05).any()
+
+
+def test_features_are_the_principal_directions_of_the_responses(few):
+    """Uncorrelated, of falling variance, which together hold most of that of the standardised responses."""
+    network = learned(few.images, number=50, out=40)
+    x = predict.features(network, few.images, engine.place("cpu"))
+    assert x.shape == (256, 40) and network.num_features == 40
+    assert np.abs(x.mean(0)).max() < 1e-2
+    correlation = np.corrcoef(x.T) - np.eye(40)
+    assert np.abs(correlation).max() < 1e-2
+    variance = x.var(0)
+    assert (np.diff(variance) < 1e-3 * variance[0]).all() and 0.7 * 200 < variance.sum() <= 200 * 1.001
+
+
+def test_patches_tell_digits_apart(digits):
+    """Neighbours in the rest vote for the label of each of a quarter of the images."""
+    x = predict.features(learned(digits.images), digits.images, engine.place("cpu"))
+    bank, labels = np.arange(len(digits)) % 4 != 0, digits.labels_given
+    assert metrics.knn_accuracy(x[bank], labels[bank], x[~bank], labels[~bank]) > 0.98
+
+
+def test_no_draw_but_the_seeds(few):
+    first, again = (learned(few.images, number=20) for _ in range(2))
+    other = patches.learn(few.images, 1, engine.place("cpu"), number=20)
+    assert torch.equal(first.filters, again.filters) and torch.equal(first.directions, again.directions)
+    assert not torch.equal(first.centroids, other.centroids)
+
+
+def test_images_do_not_depend_on_each_other(few):
+    network, place = learned(few.images, number=20), engine.place("cpu")
+    whole = predict.features(network, few.images[:130], place)
+    np.testing.assert_allclose(predict.features(network, few.images[64:70], place), whole[64:70], atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(10, 1, 4, 4), (12, 3, 5, 40), (30, 2, 16, 16)])
+def test_few_or_tiny_images_of_any_channels(shape):
+    x = predict.features(learned(uint8(*shape), number=30), uint8(*shape), engine.place("cpu"))
+    assert x.shape == (shape[0], min(shape[0] - 1, 120)) and np.isfinite(x).all()
+
+
+def test_blank_images_are_finite():
+    images = torch.full((20, 3, 12, 12), 7, dtype=torch.uint8)
+    assert np.isfinite(predict.features(learned(images, number=10), images, engine.place("cpu"))).all()

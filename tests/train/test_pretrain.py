@@ -1,0 +1,365 @@
+"""THE two-view loop: what it records, that it resumes to the bit, and that it learns what it was never told."""
+
+import math
+import shutil
+from dataclasses import replace
+from functools import cache
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from lightly.loss import NTXentLoss
+from safetensors.torch import load_file
+from torch import nn
+
+from ptglab.errors import InputError
+from ptglab.lab import metrics
+from ptglab.train import augment, backbones, engine, optim, pretrain
+
+SMALL = {"batch_size": 32, "augmentation": "digits", "projection": 16}
+
+
+@pytest.fixture(scope="module")
+def some(digits):
+    return digits.subset(96, seed=0)
+
+
+@pytest.fixture
+def fresh(some):
+    return lambda seed=0, width=8: backbones.build("resnet18", width, some.images, seed)
+
+
+def states_equal(a: nn.Module, b: nn.Module) -> bool:
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("method", pretrain.METHODS)
+def test_every_method_trains_with_its_own_views(some, fresh, cpu, method):
+    """One record an epoch with the documented keys; every weight moves and stays finite."""
+    backbone, start = fresh(), fresh()
+    records = list(pretrain.train(backbone, some.images, method, epochs=2, batch_size=48, projection=16, place=cpu))
+    assert [set(r) for r in records] == [{"epoch", "loss", "learning_rate", "images_per_second", "seconds"}] * 2
+    assert [r["epoch"] for r in records] == [1, 2]
+    assert all(math.isfinite(v) for r in records for v in r.values())
+    rate = pretrain.METHODS[method].learning_rate * 48 / 256
+    expected = [rate * optim.warmup_cosine(step, 4, 2) for step in (1, 3)]  # the last step of each epoch of two
+    assert [r["learning_rate"] for r in records] == pytest.approx(expected)
+    for r in records:
+        assert r["images_per_second"] * r["seconds"] == pytest.approx(96)
+    for (name, after), before in zip(backbone.named_parameters(), start.parameters(), strict=True):
+        assert after.isfinite().all() and not torch.equal(after, before), name
+
+
+@pytest.mark.parametrize("method", pretrain.METHODS)
+def test_views_suit_the_dataset(method):
+    assert pretrain.views(method, "cifar10") == pretrain.METHODS[method].views
+    assert pretrain.views(method, "digits") == pretrain.views(method, "svhn") == "digits"
+    with pytest.raises(InputError, match="unknown method 'simclear': did you mean 'simclr'"):
+        pretrain.views("simclear", "digits")
+
+
+def test_first_loss_by_hand(some, fresh, cpu):
+    """The mean loss of an epoch of two steps at a rate of next to nothing, put together from the peers' parts."""
+    record = next(pretrain.train(fresh(), some.images, "simclr", epochs=1, seed=4, learning_rate=1e-12, place=cpu,
+                                 **SMALL | {"batch_size": 48}))  # fmt: skip
+    network = nn.Sequential(fresh(), backbones.projector(64, 16, 16, 2, seed=4)).train()
+    order = torch.randperm(96, generator=engine.generator("cpu", 4, 0, "order"))
+    draws = engine.generator("cpu", 4, 0, "views")
+    criterion, expected = NTXentLoss(temperature=0.2), 0.0
+    for rows in (order[:48], order[48:]):
+        first, second = augment.two_views(some.images[rows], "digits", draws)
+        z = network(torch.cat([first, second]))  # both views share the batch norm's batch
+        expected += criterion(z[:48], z[48:]).item() / 2
+    assert record["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_first_step_is_lars_by_hand(some, fresh, cpu, tmp_path):
+    """One batch, one step at a rate of 1, of the backbone and (in the checkpoint) the projector."""
+    options = SMALL | dict(batch_size=96, epochs=1, learning_rate=256 / 96, weight_decay=0.0, place=cpu)
+    list(pretrain.train(fresh(), some.images, "simclr", **options, checkpoint=tmp_path / "checkpoint"))
+    after = load_file(tmp_path / "checkpoint")
+    # channels-last as in the loop: PyTorch's batch norm sums that in another order, and less exactly
+    network = cpu.put(nn.ModuleDict({"backbone": fresh(), "projector": backbones.projector(64, 16, 16, 2, seed=0)}))
+    order = torch.randperm(96, generator=engine.generator("cpu", 0, 0, "order"))
+    views = augment.two_views(some.images[order], "digits", engine.generator("cpu", 0, 0, "views"))
+    z1, z2 = network["projector"](network["backbone"](cpu.batch(torch.cat(views)))).chunk(2)
+    NTXentLoss(temperature=0.2)(z1, z2).backward()
+    for name, w in network.named_parameters():
+        trust = min(0.02 * (w.norm() / w.grad.norm()).item(), 1.0) if w.ndim > 1 else 1.0
+        moved = after[name.replace(".", "/", 1)] - w.detach()
+        assert (moved + trust * w.grad).norm() < 1e-3 * moved.norm(), name
+
+
+@pytest.mark.parametrize("method, schedule", [("simclr", "full"), ("barlow_twins", "full"), ("simclr", "short")])
+def test_resumed_run_equals_uninterrupted_to_the_bit(some, fresh, cpu, tmp_path, method, schedule):
+    """Stopped after 2 of 4 epochs and gone on with in new objects; weights, optimizer and records.
+
+    The epoch that was told when the run stopped may be told again, and then counts once.
+    """
+    options = SMALL | dict(epochs=4, seed=3, place=cpu, labels_given=some.labels_given, schedule=schedule)
+    whole = fresh()
+    records = list(pretrain.train(whole, some.images, method, **options, checkpoint=tmp_path / "whole"))
+    halved = pretrain.train(fresh(), some.images, method, **options, checkpoint=tmp_path / "halved")
+    before = list(islice(halved, 2))
+    halved.close()
+    torch.manual_seed(123)
+    again = fresh(seed=99)  # whatever it starts from is overwritten
+    after = list(pretrain.train(again, some.images, method, **options, checkpoint=tmp_path / "halved"))
+    assert after[0]["epoch"] in (2, 3)
+    told = {r["epoch"]: r for r in before + after}
+    assert list(told) == [1, 2, 3, 4]
+    for key in ("loss", "learning_rate", "knn_accuracy"):
+        assert [r[key] for r in told.values()] == [r[key] for r in records]
+    assert states_equal(again, whole)
+    kept, expected = load_file(tmp_path / "halved"), load_file(tmp_path / "whole")
+    assert kept.keys() == expected.keys() and all(torch.equal(kept[k], expected[k]) for k in kept)
+    assert any(k.startswith("projector/") for k in kept) and any(k.startswith("optimizer/") for k in kept)
+    assert not list(pretrain.train(fresh(), some.images, method, **options, checkpoint=tmp_path / "halved"))  # finished
+
+
+def test_a_resumed_run_is_compiled_if_the_whole_run_was(some, fresh, tmp_path, monkeypatch):
+    """Though what is left of it is too short: rounding is another in compiled code."""
+    used = []
+    monkeypatch.setattr(engine, "_compiled", lambda function: lambda *args: used.append(function) or function(*args))
+    steps = len(some.images) // 32  # an epoch's
+    for enough, expected in ((2 * steps, steps), (2 * steps + 1, 0)):
+        options = SMALL | dict(
+            epochs=2, place=engine.place("cpu", compile_from=enough), checkpoint=tmp_path / str(enough)
+        )
+        for _ in range(2):
+            used.clear()
+            run = pretrain.train(fresh(), some.images, "simclr", **options)
+            next(run), run.close()
+            assert used.count(engine.forward) == expected
+
+
+@pytest.mark.parametrize(
+    "method, schedule, epochs, small",
+    [
+        ("simclr", "full", 5, 0),
+        ("simclr", "short", 5, 3),
+        ("simclr", "short", 4, 3),
+        ("simclr", "short", 1, 1),
+        ("barlow_twins", "short", 5, 0),
+    ],
+)
+def test_short_schedule_begins_with_small_views(some, fresh, cpu, method, schedule, epochs, small):
+    """Of 3/4 of the side, in the first 60 % of the epochs; the network is shown both views of a batch at once.
+
+    Barlow Twins keeps to full ones.
+    """
+    backbone, shown = fresh(width=2), []
+    backbone.register_forward_pre_hook(lambda module, inputs: shown.append(inputs[0].shape))
+    options = SMALL | {"place": cpu, "schedule": schedule}
+    list(pretrain.train(backbone, some.images[:64], method, epochs=epochs, **options))
+    sides = [12] * 2 * small + [16] * 2 * (epochs - small)  # two steps an epoch
+    assert shown == [(64, 1, side, side) for side in sides]
+
+
+@pytest.mark.parametrize("method", pretrain.METHODS)
+@pytest.mark.parametrize("given", [None, 0.1])
+def test_short_schedule_is_faster_unless_a_rate_is_given(some, fresh, cpu, method, given):
+    options = SMALL | {"place": cpu, "schedule": "short", "learning_rate": given, "epochs": 2}
+    records = list(pretrain.train(fresh(width=2), some.images[:64], method, **options))
+    rate = (given or 3.75 * pretrain.METHODS[method].learning_rate) * 32 / 256
+    expected = [rate * optim.warmup_cosine(step, 4, 2) for step in (1, 3)]  # the last step of each epoch of two
+    assert [r["learning_rate"] for r in records] == pytest.approx(expected)
+
+
+def test_one_compilation_serves_every_network_of_a_build(fresh, some, cpu, monkeypatch):
+    """Traced, not translated: outputs, gradients and running statistics of each are those of the plain path."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(engine, "_compiled", cache(lambda function: torch.compile(function, backend=backend)))
+    forward = engine.place("cpu", compile_from=0).compiled(engine.forward, 1)
+    assert forward is not engine.forward
+    x = cpu.batch(some.images[:16] / 255)
+    for seed in (0, 1):
+        networks = [nn.Sequential(fresh(seed, width=4), backbones.projector(32, 8, 8, 2, seed)) for _ in range(2)]
+        outputs = [cpu.put(networks[0])(x), forward(cpu.put(networks[1]), x)]
+        torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
+        for z in outputs:
+            z.square().sum().backward()
+        for (name, plain), traced in zip(networks[0].named_parameters(), networks[1].parameters(), strict=True):
+            assert (plain.grad - traced.grad).norm() <= 1e-4 * plain.grad.norm(), name
+        for (name, plain), traced in zip(networks[0].named_buffers(), networks[1].buffers(), strict=True):
+            torch.testing.assert_close(traced, plain, rtol=1e-4, atol=1e-5, msg=name)
+        assert len(graphs) == 1
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiling for a CPU needs g++")
+def test_compiled_training_equals_plain(some, fresh, cpu, monkeypatch):
+    """Losses and weights of two epochs; a second network of the same build is not compiled again.
+
+    The networks are float64 and the views the same: rounding in float32 moves activations across the kinks of ReLU,
+    and with them gradients by 1 %.
+    """
+    projector, compiled = backbones.projector, engine._compiled
+    monkeypatch.setattr(backbones, "projector", lambda *sizes: projector(*sizes).double())
+    monkeypatch.setattr(engine, "_compiled", lambda f: compiled(f) if f is engine.forward else f)
+    torch._dynamo.reset()
+    counts, made = torch._dynamo.utils.counters["stats"], []
+    counts.clear()
+    for seed in (0, 1):
+        losses, states = [], [fresh(seed).state_dict()]
+        for place in (cpu, engine.place("cpu", compile_from=0)):
+            network = fresh(seed).double()
+            records = pretrain.train(network, some.images[:64], "simclr", epochs=2, seed=seed, place=place, **SMALL)
+            losses.append([r["loss"] for r in records])
+            states.append(network.state_dict())
+        assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+        for name, start in states[0].items():
+            plain, traced = states[1][name].double(), states[2][name].double()
+            assert (traced - plain).norm() <= 1e-6 * (plain - start).norm(), name
+        made.append(counts["unique_graphs"])
+    assert made == [1, 1]
+    torch._dynamo.reset()
+
+
+def test_weights_depend_on_the_seed_alone(some, fresh, cpu):
+    """Not on the global generators, not on whether labels are looked at; but on the seed."""
+
+    def trained(seed: int, **options) -> nn.Module:
+        torch.manual_seed(len(runs)), np.random.seed(len(runs))  # noqa: NPY002 - the state that must not matter
+        backbone = fresh()
+        runs.append(
+            list(pretrain.train(backbone, some.images, "simclr", epochs=2, seed=seed, place=cpu, **SMALL, **options))
+        )
+        return backbone
+
+    runs = []
+    first, again, watched = trained(0), trained(0), trained(0, labels_given=some.labels_given)
+    assert states_equal(first, again) and states_equal(first, watched)
+    assert [r["loss"] for r in runs[0]] == [r["loss"] for r in runs[1]] == [r["loss"] for r in runs[2]]
+    assert not states_equal(first, trained(1))
+
+
+@pytest.mark.parametrize("rows, step", [(2048, 1), (50, 2)])
+def test_knn_accuracy_by_hand(some, fresh, cpu, monkeypatch, rows, step):
+    """20 nearest others by cosine, votes exp(similarity / 0.1), in loops over what the backbone ended with."""
+    monkeypatch.setattr(pretrain, "KNN_ROWS", rows)
+    backbone = fresh()
+    options = SMALL | {"labels_given": some.labels_given, "place": cpu}
+    (record,) = pretrain.train(backbone, some.images, "simclr", epochs=1, **options)
+    images, labels = some.images[::step], some.labels_given[::step]
+    with torch.no_grad():
+        features = backbone.eval()(images / 255).double()
+    right = 0
+    for i in range(len(features)):
+        sims = torch.cosine_similarity(features[i : i + 1], features)
+        sims[i] = -2
+        votes = [0.0] * 10
+        for j in sims.argsort(descending=True)[:20].tolist():
+            votes[labels[j]] += math.exp(sims[j].item() / 0.1)
+        right += votes.index(max(votes)) == labels[i]
+    assert record["knn_accuracy"] == pytest.approx(right / len(features), abs=1e-9)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_loss_that_is_not_finite_ends_the_run(some, fresh, cpu, tmp_path, monkeypatch, keep):
+    """From the second epoch's second step on; the checkpoint stays at the first epoch."""
+    spec, calls = pretrain.METHODS["simclr"], []
+
+    def loss(z1, z2, **options):
+        calls.append(1)
+        return spec.loss(z1, z2, **options) * (math.nan if len(calls) >= 5 else 1)
+
+    monkeypatch.setitem(pretrain.METHODS, "simclr", replace(spec, loss=loss))
+    path = tmp_path / "checkpoint" if keep else None
+    run = pretrain.train(fresh(), some.images, "simclr", epochs=4, place=cpu, checkpoint=path, **SMALL)
+    assert next(run)["epoch"] == 1
+    says = (
+        f"not finite in epoch 2; the last good state is {path};" if keep else "not finite in epoch 2; nothing was kept;"
+    )
+    with pytest.raises(FloatingPointError) as error:
+        next(run)
+    assert says in str(error.value) and "learning_rate" in str(error.value) and "\n" not in str(error.value)
+    if keep:
+        assert all(v.isfinite().all() for v in load_file(path).values())
+        monkeypatch.setitem(pretrain.METHODS, "simclr", spec)
+        again = pretrain.train(fresh(), some.images, "simclr", epochs=4, place=cpu, checkpoint=path, **SMALL)
+        assert next(again)["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"method": "simclear"}, "unknown method 'simclear': did you mean 'simclr'"),
+        ({"augmentation": "digit"}, "unknown augmentation 'digit': did you mean 'digits'"),
+        ({"schedule": "shrot"}, "unknown schedule 'shrot': did you mean 'short'"),
+        ({"epochs": 0}, "nothing to train: 96 images, batch_size 32, epochs 0"),
+        ({"batch_size": 1}, "nothing to train: 96 images, batch_size 1"),
+        ({"images": 1}, "nothing to train: 1 images"),
+        ({"images": 0}, "nothing to train: 0 images"),
+    ],
+    ids=lambda v: "-".join(v) if isinstance(v, dict) else "",
+)
+def test_what_cannot_be_trained(some, fresh, cpu, tmp_path, change, says):
+    options = {"method": "simclr", "epochs": 2} | SMALL | change
+    images = some.images[: options.pop("images", None)]
+    backbone = fresh()
+    with pytest.raises(InputError, match=says):
+        next(pretrain.train(backbone, images, place=cpu, checkpoint=tmp_path / "checkpoint", **options))
+    assert states_equal(backbone, fresh()) and not list(tmp_path.iterdir())
+
+
+def test_fewer_images_than_a_batch_are_one_batch(some, fresh, cpu):
+    """And train as that many in a batch: the rate is scaled by what there is."""
+    small, exact = fresh(), fresh()
+    options = SMALL | {"epochs": 2, "place": cpu}
+    records = list(pretrain.train(small, some.images[:20], "simclr", **options | {"batch_size": 256}))
+    list(pretrain.train(exact, some.images[:20], "simclr", **options | {"batch_size": 20}))
+    assert states_equal(small, exact)
+    assert records[0]["learning_rate"] == pytest.approx(0.4 * 20 / 256)
+
+
+def test_checkpoint_of_another_network_is_refused(some, fresh, cpu, tmp_path):
+    options = SMALL | {"epochs": 2, "place": cpu, "checkpoint": tmp_path / "checkpoint"}
+    list(pretrain.train(fresh(), some.images, "simclr", **options))
+    with pytest.raises(InputError, match="checkpoint cannot be resumed"):
+        next(pretrain.train(fresh(width=4), some.images, "simclr", **options))
+
+
+def test_bfloat16_starts_where_float32_does(some, fresh):
+    """The same draws and weights; the first epoch's loss differs by rounding, and the weights stay float32."""
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        backbone, place = fresh(), engine.place("cpu", precision)
+        record = next(
+            pretrain.train(backbone, some.images, "simclr", epochs=1, learning_rate=1e-12, place=place, **SMALL)
+        )
+        losses[precision] = record["loss"]
+        assert {p.dtype for p in backbone.parameters()} == {torch.float32}
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+
+
+def test_images_alone_teach_their_classes(digits, cpu):
+    """Planted truth: the digits' classes, never shown, are nearer in the features after training than before."""
+    few = digits.subset(600, seed=0)
+    held_out = np.setdiff1d(np.arange(len(digits)), [digits.ids.index(i) for i in few.ids])
+    backbone = backbones.build("resnet18", 8, few.images, seed=0)
+
+    def accuracy() -> float:
+        bank, query = (engine.evaluate(backbone, x, cpu).numpy() for x in (few.images, digits.images[held_out]))
+        return metrics.knn_accuracy(bank, few.labels_true, query, digits.labels_true[held_out])
+
+    before = accuracy()
+    list(
+        pretrain.train(
+            backbone, few.images, "simclr", epochs=6, batch_size=64, augmentation="digits", projection=128, place=cpu
+        )
+    )
+    after = accuracy()
+    assert (
+        after > before + 0.03
+    )  # measured 0.81 to 0.92; over seeds 0 to 4 the gain was 0.07 on average, 0.015 at least
