@@ -1,30 +1,29 @@
-"""The one error a person can cause, and the sentence that names the nearest valid name."""
+"""The one error that a person can cause, and the refusal of a name that suggests the nearest valid one."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from ptglab.text import printable
+
+shown = printable
+
 
 class InputError(ValueError):
-    """What was asked for cannot be done; the message is one line that names the thing and the mend."""
+    """What was asked for cannot be done. The message is one line that names the thing and how to mend it."""
 
     def _render_traceback_(self) -> list[str]:
-        """Return what a notebook shows in the place of a traceback."""
+        """Return what a notebook shows in place of a traceback."""
         return [f"{type(self).__name__}: {self}"]
-
-
-def shown(text: object) -> str:
-    """Return `text` on one line, for a message: what cannot be printed is escaped, as in `\\n`."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1].replace("udc", "x") for c in str(text))
 
 
 def one_of(kind: str, name: str, choices: Iterable[str]) -> str:
     """Return `name` if it is one of `choices`.
 
-    Raises InputError naming the `kind`, the nearest choice and all of them otherwise.
+    Raises InputError otherwise, naming the `kind`, the nearest choice and all the choices.
     """
     choices = list(choices)
     if name in choices:
         return name
-    near = get_close_matches(str(name), choices, n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    raise InputError(f"unknown {kind} '{shown(name)}': {hint}there are {', '.join(choices) or 'none'}")
+    nearest = get_close_matches(str(name), choices, n=1)
+    hint = f"did you mean '{nearest[0]}'? " if nearest else ""
+    raise InputError(f"unknown {kind} '{printable(name)}': {hint}there are {', '.join(choices) or 'none'}")

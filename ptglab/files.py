@@ -8,19 +8,17 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-import pandas as pd
+from filelock import BaseFileLock, FileLock, Timeout
 
 from ptglab.errors import InputError
-from ptglab.text import escape_formula
+from ptglab.text import escape_formula, unescape_formula
 
-try:
-    import fcntl
-except ImportError:  # not on Windows, where folders are not locked
-    fcntl = None
+if TYPE_CHECKING:
+    import pandas as pd
 
 GO_ON = "run again, it goes on where it was"
 REFUSALS = {  # what a person can mend, in their words
@@ -28,20 +26,18 @@ REFUSALS = {  # what a person can mend, in their words
     errno.EDQUOT: f"your share of the disk is used up; make room and {GO_ON}",
     errno.EFBIG: f"a file would be larger than is allowed there; raise the limit and {GO_ON}",
     errno.EROFS: "it can only be read; give a folder that can be written",
-    errno.EACCES: "Permission denied; give a folder that you may write, or change its permissions",
-    errno.EPERM: "it is protected; give a folder that you may write, or change its permissions",
-    errno.ENOTDIR: "a file stands where a folder should; delete it, or give another folder",
-    errno.EEXIST: "a file stands where a folder should; delete it, or give another folder",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "Permission denied; give another folder, or change its permissions"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file stands where a folder should; delete it, or give another"),
 }
-NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # said by some file systems
+NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # file systems without locks
 MAX_TABLE = 1 << 28  # bytes of a CSV or a list of labels: millions of lines
 PATIENCE = 5.0  # seconds for a kernel whose parent was killed, which it looks for every second
 
 
 def write(path: Path, save: Callable[[Path], object]) -> None:
-    """Have `save` write a file beside `path`, flush it to disk, and put it in place in one step.
+    """Write `path` whole or not at all: `save` writes a file beside it, which is flushed and takes its place.
 
-    What stands there stays until then. Raises InputError if the disk is full or the folder cannot be written.
+    Until then an earlier file stays. Raises InputError if the disk is full or the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -60,10 +56,10 @@ def write_json(path: Path, content: object) -> None:
     write(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
 
 
-def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """Write `table` without its index: UTF-8, every text quoted, none of them a formula to a spreadsheet.
+def write_csv(path: Path, table: "pd.DataFrame") -> None:
+    """Write `table` without its index, in UTF-8; every text is quoted and none is a formula to a spreadsheet.
 
-    Any text comes back by `text.unescape_formula` of what `csv` or pandas (dtype=str, keep_default_na=False) reads.
+    `read_csv` reads it back, and so does `text.unescape_formula` of what `csv` reads.
     """
     texts = table.select_dtypes(exclude="number").columns
     safe = table.assign(**{c: [escape_formula(v) if isinstance(v, str) else v for v in table[c]] for c in texts})
@@ -71,11 +67,20 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
     write(path, lambda temporary: safe.to_csv(temporary, lineterminator="\n", **options))
 
 
+def read_csv(path: Path) -> "pd.DataFrame":
+    """Return a table that `write_csv` wrote: texts without their escapes, gaps as NaN."""
+    import pandas as pd
+
+    table = pd.read_csv(path, dtype={"commit": str})  # a commit may be all digits
+    texts = table.select_dtypes(exclude=["number", "bool"]).columns
+    return table.assign(**{c: [unescape_formula(v) if isinstance(v, str) else v for v in table[c]] for c in texts})
+
+
 @contextmanager
 def writing(folder: str | Path) -> Iterator[None]:
-    """Turn what the system says against writing in `folder` into InputError, where a person can mend it.
+    """Raise InputError for the system's errors in the block that a person can mend; they concern `folder`.
 
-    The messages of safetensors are read, too: they hold the number of the system's error.
+    The messages of safetensors are read as well: they hold the number of the system's error.
     """
     try:
         yield
@@ -89,13 +94,13 @@ def writing(folder: str | Path) -> Iterator[None]:
 
 
 def allocate(file: IO | int, size: int) -> None:
-    """Take `size` bytes of the disk for an open file, so that a mapping of it cannot fail later, by SIGBUS."""
+    """Reserve `size` bytes of the disk for an open file, so that a mapping of it cannot fail later with SIGBUS."""
     if hasattr(os, "posix_fallocate") and size:
         os.posix_fallocate(file if isinstance(file, int) else file.fileno(), 0, size)
 
 
 def small_enough(table: Path) -> Path:
-    """Return `table`, a CSV or list. Raises InputError if it is larger than MAX_TABLE."""
+    """Return `table`, the path of a CSV or list. Raises InputError if it is larger than MAX_TABLE."""
     if (size := os.path.getsize(table)) > MAX_TABLE:
         raise InputError(f"{table} has {size:,} bytes, more than the {MAX_TABLE:,} that a list of labels may have")
     return table
@@ -108,56 +113,46 @@ def drop_torn(folder: Path) -> None:
             path.unlink()
 
 
-def lock(folder: Path, what: str, patience: float = 0.0) -> IO:
-    """Return `folder`/.lock, open and locked: the system lets go of it when it is closed or this process ends.
+def lock(folder: Path, what: str, patience: float = 0.0) -> AbstractContextManager:
+    """Lock `folder` now, until the `with` block around what is returned ends, or this process.
 
-    Raises InputError, naming the holder, if another `what` holds it for longer than `patience` seconds. Where the
-    file system knows no locks, it is not locked.
+    Raises InputError, naming the holder, if another `what` (also of this process) holds it for longer than `patience`
+    seconds. Where the file system has no locks, the folder is not locked.
     """
-    with writing(folder):
-        file = open(folder / ".lock", "a+")  # noqa: SIM115 - held open for as long as it is locked
-    end = time.monotonic() + patience
-    while fcntl:
+    return _acquire(FileLock(folder / ".lock", thread_local=False, fallback_to_soft=False), what, patience)
+
+
+def hold(folder: Path, what: str) -> BaseFileLock:
+    """Lock `folder` for as long as what is returned is kept; the same process may hold it several times.
+
+    Raises InputError if another process holds it for longer than PATIENCE.
+    """
+    held = FileLock(folder / ".lock", thread_local=False, fallback_to_soft=False, is_singleton=True)
+    if held.is_locked and not Path(held.lock_file).exists():  # the folder was deleted and made anew
+        held.release(force=True)
+    _acquire(held, what, PATIENCE)
+    return held
+
+
+def _acquire(held: BaseFileLock, what: str, patience: float) -> AbstractContextManager:
+    holder = Path(f"{held.lock_file}.txt")  # beside the lock itself, which may be truncated
+    with writing(folder := holder.parent):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() >= end:
-                file.seek(0)
-                holder = file.read().strip() or "which does not say who it is"
-                file.close()
-                raise InputError(f"another {what} is at work in {folder}: {holder}") from None
-            time.sleep(0.1)
+            locked = held.acquire(timeout=patience)
+        except Timeout:
+            name = holder.read_text(errors="replace").strip() if holder.exists() else "its name is lost"
+            raise InputError(f"another {what} is at work in {folder}: {name}") from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            break
-    with writing(folder):
-        file.truncate(0)
+            locked = nullcontext()
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        print(f"process {os.getpid()} on {socket.gethostname()}, since {since}", file=file, flush=True)
-    return file
-
-
-def hold(folder: Path, what: str) -> None:
-    """Lock `folder` until this process ends; again in the same process, do nothing. Raises InputError, as `lock`."""
-    path = folder / ".lock"
-    if path.exists() and _identity(path) in _held:
-        return
-    with lock(folder, what, PATIENCE) as file:
-        _held[_identity(path)] = os.dup(file.fileno())  # a second hand on the same lock
-
-
-_held: dict[tuple[int, int], int] = {}  # by what a file is, not its name: the folder may be deleted and made anew
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
+    return locked
 
 
 def _flush(path: Path) -> None:
-    """Have the system write a file, or the entries of a folder, to the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     if path.is_dir() and os.name != "posix":
         return
     number = os.open(path, os.O_RDONLY)

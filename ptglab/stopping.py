@@ -1,4 +1,4 @@
-"""Stopping: Ctrl-C, SIGTERM (a cluster's warning) and a closed terminal end a run in one line, to be gone on with."""
+"""Stopping: Ctrl-C, SIGTERM (a cluster's warning) and a closed terminal end a run with one line; it can be resumed."""
 
 import signal
 import threading
@@ -8,49 +8,43 @@ from contextlib import contextmanager
 from ptglab.files import GO_ON
 
 LINE = f"stopped; {GO_ON}"
-STATUS = 130  # what a shell expects of a command that Ctrl-C has ended
+STATUS = 130  # the exit status that a shell expects of a command ended by Ctrl-C
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Stopped(KeyboardInterrupt):
     """A run was stopped from outside; what it had written is whole."""
 
-    def __init__(self):
-        super().__init__(LINE)
-
     def _render_traceback_(self) -> list[str]:
-        """Return what a notebook shows in the place of a traceback."""
+        """Return what a notebook shows in place of a traceback."""
         return [LINE]
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Have SIGINT and SIGTERM end the block by Stopped; afterwards they mean what they did before.
-
-    Outside the main thread, where signals do not arrive, SIGTERM is left as it is.
-    """
+    """Raise Stopped when SIGINT or SIGTERM arrives inside the block, in the main thread, where signals arrive."""
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
     try:
         yield
     except KeyboardInterrupt:
-        raise Stopped from None
+        raise Stopped(LINE) from None
     finally:
         if main:
             signal.signal(signal.SIGTERM, before)
 
 
 def catch() -> None:
-    """Have every one of SIGNALS raise KeyboardInterrupt in this process, once: then it is busy with ending.
+    """Make the first of SIGNALS raise KeyboardInterrupt; later ones are ignored while the process ends.
 
-    A shell starts background jobs with SIGINT ignored, which is undone; SIGHUP stays ignored, as by nohup.
+    SIGINT, which a shell ignores for background jobs, counts again; SIGHUP stays ignored under nohup.
     """
+
+    def stop(number, frame) -> None:
+        for other in SIGNALS:
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
     for number in SIGNALS:
         if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _stop)
-
-
-def _stop(number, frame) -> None:
-    for other in SIGNALS:
-        signal.signal(other, signal.SIG_IGN)
-    raise KeyboardInterrupt
+            signal.signal(number, stop)

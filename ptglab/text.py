@@ -2,22 +2,22 @@
 
 import re
 
-# Control characters, line ends, marks that turn the order of reading, and bytes that are no UTF-8, as Python holds them
+# Control characters, line ends, marks that reverse the reading order, and bytes that are not UTF-8
 UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 # What a spreadsheet takes for a formula, also behind the apostrophes of `escape_formula` (OWASP, "CSV Injection")
 FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
-def printable(text: str) -> str:
-    """Return `text` in one line of valid UTF-8: what cannot be shown becomes an escape such as `\\n` or `\\xff`."""
-    return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1].replace("udc", "x"), text)
+def printable(text: object) -> str:
+    """Return `text` as one line of valid UTF-8; what cannot be shown becomes an escape such as `\\n` or `\\xff`."""
+    return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1].replace("udc", "x"), str(text))
 
 
 def escape_formula(text: str) -> str:
-    """Return `text` so that no spreadsheet runs it: a leading apostrophe where it would begin a formula."""
+    """Return `text` with a leading apostrophe if a spreadsheet would run it as a formula."""
     return f"'{text}" if FORMULA.match(text) else text
 
 
 def unescape_formula(text: str) -> str:
-    """Undo `escape_formula`."""
+    """Return `text` without the apostrophe that `escape_formula` put in front of it."""
     return text[1:] if text[:1] == "'" and FORMULA.match(text) else text

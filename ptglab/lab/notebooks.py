@@ -1,24 +1,30 @@
-"""Notebooks: which there are, what parameters they declare, and executing one by papermill."""
+"""Notebooks: which there are, which parameters they declare, and how papermill executes one."""
 
 import ast
 import importlib.util
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from ptglab.errors import InputError, one_of, shown
+from ptglab.errors import InputError, one_of
 from ptglab.files import GO_ON, REFUSALS
+from ptglab.text import printable
+
+NOT_IDENTITY = {"run_dir", "device", "devices"}  # parameters that do not change what a run computes
+PARENT_ON_STDIN = "PTGLAB_PARENT_ON_STDIN"  # set by a sweep, whose cells die with it
 
 
 def parameters(notebook: str, namespace: dict) -> dict[str, bool | int | float | str]:
     """Return the values that `namespace` (a notebook's globals) holds for the parameters `notebook` declares.
 
-    papermill writes what it was given into a cell of its own and only warns of a name nobody declared; that cell, in
+    papermill writes what it was given into a cell of its own and only warns of undeclared names; that cell, in
     IPython's `In`, is read here. Raises InputError for such a name, with the nearest, and for a value of another type.
     """
     declared = declared_parameters(notebook)
@@ -28,25 +34,26 @@ def parameters(notebook: str, namespace: dict) -> dict[str, bool | int | float |
 
 
 def checked(notebook: str, declared: dict, values: dict) -> dict:
-    """Return `values` if every one is declared with that type; see `parameters`. A whole number will do for a real.
+    """Return `values` if each is declared with its type; see `parameters`. An int is accepted for a float.
 
-    Numbers must be finite and fit into 64 bits, as whatever computes with them expects.
+    Numbers must be finite and fit into 64 bits, as the code that computes with them expects.
     """
     for name, value in values.items():
         default = declared[one_of(f"parameter of {notebook}", name, declared)]
         allowed = (int, float) if isinstance(default, float) else type(default)
+        expected = ""
         if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(default, bool):
-            raise InputError(
-                f"parameter '{name}' of {notebook} is {_short(value)}; it must be of type {type(default).__name__}"
-            )
-        if isinstance(value, int | float) and not -(2**63) <= value < 2**63:  # nor nan, which compares with nothing
-            raise InputError(f"parameter '{name}' of {notebook} is {_short(value)}; it must be a number of 64 bits")
+            expected = f"of type {type(default).__name__}"
+        elif isinstance(value, int | float) and not -(2**63) <= value < 2**63:  # nor nan, which is never equal or less
+            expected = "a number of 64 bits"
+        if expected:
+            raise InputError(f"parameter '{name}' of {notebook} is {_short(value)}; it must be {expected}")
     return values
 
 
 def _short(value: object) -> str:
     """Return `value` as it is written in Python, cut to what a message can hold."""
-    if isinstance(value, int) and abs(value) >= 10**40:  # Python writes none of more than 4,300 digits
+    if isinstance(value, int) and abs(value) >= 10**40:  # Python does not write numbers of more than 4,300 digits
         return "a number of more than 40 digits"
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:99]}…"
@@ -81,12 +88,14 @@ def _notebooks() -> dict[str, Path]:
 
 
 def execute(notebook: str, out: Path, values: dict) -> None:
-    """Execute a notebook by papermill, its output streamed; an error inside it ends in one line.
+    """Execute a notebook by papermill, with its output streamed, and put the executed copy at `out`.
 
-    Raises KeyboardInterrupt if it was stopped, InputError if it failed or its kernel died: `out` then stays as it was.
+    Raises KeyboardInterrupt if it was stopped, InputError if it failed or its kernel died: an earlier `out` stays then.
     """
     if importlib.util.find_spec("papermill") is None:
         raise InputError("papermill is not installed, which executes notebooks: pip install 'ptglab[lab]'")
+    if os.environ.pop(PARENT_ON_STDIN, ""):
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # the kernel's debugger, about frozen modules
     import papermill
     from traitlets.config import Config
@@ -94,14 +103,15 @@ def execute(notebook: str, out: Path, values: dict) -> None:
     source, running = str(notebook_path(notebook)), out.with_name(f".running-{out.name}")
     # papermill fills parameters into names in braces; these are names of files
     literal = [path.replace("{", "{{").replace("}", "}}") for path in (source, str(running))]
+    near = "/tmp" if len(os.fsencode(tempfile.gettempdir())) > 70 else None  # paths of sockets have 107 bytes at most
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="ptglab-", dir=_near()) as sockets:
+        with tempfile.TemporaryDirectory(prefix="ptglab-", dir=near) as sockets:
             papermill.execute_notebook(
                 *literal, values, kernel_name="python3", progress_bar=False,
                 stdout_file=sys.stdout, stderr_file=sys.stderr,
                 config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),  # no open ports
-                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # a stopped kernel grumbles about its sockets
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # a stopped kernel complains about its sockets
             )  # fmt: skip
         running.replace(out)
     except papermill.PapermillExecutionError as error:
@@ -112,7 +122,7 @@ def execute(notebook: str, out: Path, values: dict) -> None:
         running.replace(failed := out.with_name(f"failed-{out.name}"))
         raise InputError(f"{error.ename}: {error.evalue} (cell {error.exec_count} of {failed})") from None
     except KeyboardInterrupt:
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would tell of the task that was stopped
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would report the task that was stopped
         raise
     except RuntimeError as error:
         if "Kernel died" not in str(error):
@@ -126,13 +136,18 @@ def execute(notebook: str, out: Path, values: dict) -> None:
             running.unlink()
 
 
-def _near() -> str | None:
-    """Return where sockets may lie, whose paths have 107 bytes at most; None for the usual temporary folder."""
-    return "/tmp" if len(os.fsencode(tempfile.gettempdir())) > 70 else None
+def _end_with_parent() -> None:
+    """Wait until the parent's end of standard input closes, as it does when the parent dies; then end at once.
+
+    A kernel notices within a second that this process, its parent, is gone.
+    """
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 def _where(running: Path) -> str:
-    """Return " in cell N", the last one that papermill began, as far as its copy on disk tells."""
+    """Return " in cell N", the last cell that papermill began, as far as its copy on disk shows."""
     with suppress(OSError, ValueError, KeyError):
         cells = json.loads(running.read_text(encoding="utf-8"))["cells"]
         begun = [i for i, c in enumerate(cells, 1) if c["metadata"].get("papermill", {}).get("start_time")]
@@ -141,13 +156,13 @@ def _where(running: Path) -> str:
 
 
 def values(notebook: str, given: Iterable[str]) -> dict:
-    """Parse NAME=VALUE texts by the types of the notebook's parameters. Raises InputError."""
+    """Return the NAME=VALUE texts as values of the types that the notebook declares. Raises InputError."""
     declared = declared_parameters(notebook)
     values = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals:
-            raise InputError(f"'{shown(text)}' is no parameter: write it as NAME=VALUE")
+            raise InputError(f"'{printable(text)}' is no parameter: write it as NAME=VALUE")
         kind = type(declared.get(name, ""))
         try:
             values[name] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)

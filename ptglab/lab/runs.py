@@ -18,51 +18,27 @@ from ptglab import files
 from ptglab.errors import InputError, one_of
 from ptglab.files import write
 from ptglab.lab import live
+from ptglab.lab.notebooks import NOT_IDENTITY
 from ptglab.stopping import stoppable
-from ptglab.text import escape_formula
 from ptglab.train import checkpoints
 
 RESULT_COLUMNS = [
-    "dataset",
-    "labels",
-    "n_train",
-    "backbone",
-    "init",
-    "mode",
-    "loss",
-    "recipe",
-    "noise",
-    "noise_rate",
-    "effective_rate",
-    "seed",
-    "accuracy_last",
-    "accuracy_best",
-    "accuracy_selected",
-    "detector",
-    "precision",
-    "recall",
-    "f1",
-    "balanced_accuracy",
-    "auroc",
-    "average_precision",
-    "seconds_pretrain",
-    "seconds_finetune",
-    "seconds_detect",
-    "device",
-    "torch_version",
-    "commit",
-]
-NOT_IDENTITY = {"run_dir", "device", "devices"}  # parameters that do not change what a run computes
+    "dataset", "labels", "n_train", "backbone", "init", "mode", "loss", "recipe", "noise", "noise_rate",
+    "effective_rate", "seed", "accuracy_last", "accuracy_best", "accuracy_selected", "detector", "precision", "recall",
+    "f1", "balanced_accuracy", "auroc", "average_precision", "seconds_pretrain", "seconds_finetune", "seconds_detect",
+    "device", "torch_version", "commit",
+]  # fmt: skip
 
 
 class Run:
     """A folder with `params.json`, `metrics.jsonl`, `model.safetensors`, `arrays/`, `results.csv`, `figures/`.
 
-    A stage is a run folder inside a run folder; one that is finished carries the marker `done`.
+    A stage is a run folder inside a run folder; a finished one carries the marker `done`. `lock` is the lock of a run
+    that was started here, held for as long as a Run refers to it.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, lock: object = None):
+        self.path, self.lock = Path(path), lock
 
     @property
     def params(self) -> dict:
@@ -78,17 +54,19 @@ class Run:
 
     def stage(self, name: str) -> "Run":
         """Return the run folder `name` inside this one, made if needed."""
-        inner = Run(self.path / name)
-        with files.writing(inner.path):
-            inner.path.mkdir(parents=True, exist_ok=True)
-        return inner
+        return Run(self._folder(name), self.lock)
+
+    def _folder(self, name: str) -> Path:
+        with files.writing(self.path / name):
+            (self.path / name).mkdir(parents=True, exist_ok=True)
+        return self.path / name
 
     @property
     def done(self) -> bool:
         return (self.path / "done").exists()
 
     def finish(self) -> None:
-        """Mark the run finished and drop its checkpoints."""
+        """Mark the run finished and delete its checkpoints."""
         write(self.path / "done", lambda path: path.write_text("finished\n"))
         for path in self.path.glob(f"*{self.checkpoint.name}"):
             checkpoints.drop(path)
@@ -102,14 +80,15 @@ class Run:
         return self.path / "model.safetensors"
 
     def follow(self, steps: Iterable[dict], title: str, epochs: int) -> None:
-        """Run `steps` to their end under a progress bar, each record written to `metrics.jsonl` as it comes.
+        """Run `steps` to their end under a progress bar, writing each record to `metrics.jsonl` as it comes.
 
-        In JupyterLab the records are curves that grow, and a button stops the run; see `live.watch`. Raises Stopped
-        on SIGINT and SIGTERM, and InputError if the disk is full or an earlier record is damaged.
+        In JupyterLab the records are growing curves, and a button stops the run; see `live.watch`. Raises Stopped on
+        SIGINT and SIGTERM, and InputError if the disk is full or an earlier record is damaged.
         """
         path = self.path / "metrics.jsonl"
-        _drop_torn_line(path)
-        before = self.records().to_dict("records")  # damage is better known before than after
+        if path.exists() and not (content := path.read_bytes()).endswith(b"\n"):  # a kill tore the last record
+            write(path, lambda temporary: temporary.write_bytes(content[: content.rfind(b"\n") + 1]))
+        before = self.records().to_dict("records")  # damage is better found before than after
         with stoppable(), live.watch(title, epochs, before) as show:
             for record in steps:
                 with files.writing(self.path), open(path, "a") as file:
@@ -119,14 +98,12 @@ class Run:
                 show(record)
 
     def records(self) -> pd.DataFrame:
-        """Return the records, one row an epoch; an epoch that was run again after an interruption counts once.
+        """Return the records, one row an epoch; an epoch that was repeated after an interruption counts once.
 
         A last line without an end was torn by a kill and is left out. Raises InputError if another one is damaged.
         """
         path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return pd.DataFrame()
-        *lines, _ = path.read_bytes().split(b"\n")
+        *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
         rows = []
         for number, line in enumerate(lines, 1):
             try:
@@ -140,9 +117,9 @@ class Run:
         return pd.DataFrame(rows).drop_duplicates("epoch", keep="last").sort_values("epoch", ignore_index=True)
 
     def keep_fingerprint(self, fingerprint: str, labels: np.ndarray | None = None) -> None:
-        """Keep what tells the images of this run, and the `labels` it learns from where they come from another run.
+        """Keep the fingerprint of this run's images, and of its `labels` where they come from another run.
 
-        Raises InputError if it was begun with others.
+        Raises InputError if the run was begun with others.
         """
         path = self.path / "fingerprint.txt"
         if labels is not None:
@@ -155,24 +132,20 @@ class Run:
 
     def save_array(self, name: str, array: np.ndarray) -> None:
         """Write `arrays/name.npy`; arrays of Python objects are refused."""
-        with files.writing(self.path):
-            (self.path / "arrays").mkdir(exist_ok=True)
 
         def save(path: Path) -> None:
             with open(path, "wb") as file:
-                plain = SimpleNamespace(write=file.write)  # of a real file NumPy would not say why it cannot write
+                plain = SimpleNamespace(write=file.write)  # writing a real file, NumPy hides why it failed
                 np.save(plain, np.asarray(array), allow_pickle=False)
 
-        write(self.path / "arrays" / f"{name}.npy", save)
+        write(self._folder("arrays") / f"{name}.npy", save)
 
     def growing_array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """Return `arrays/name.npy`, float32 of `shape`, mapped for writing: new, or as it was left.
 
         Its place on the disk is taken at once. Raises InputError if there is none, or if what was left is damaged.
         """
-        path = self.path / "arrays" / f"{name}.npy"
-        with files.writing(self.path):
-            path.parent.mkdir(exist_ok=True)
+        path = self._folder("arrays") / f"{name}.npy"
 
         def make(temporary: Path) -> None:
             np.lib.format.open_memmap(temporary, "w+", np.float32, shape).flush()
@@ -189,15 +162,15 @@ class Run:
 
     def array(self, name: str) -> np.ndarray:
         """Return `arrays/name.npy`, memory-mapped. Raises InputError naming the arrays that exist, or if damaged."""
-        stored = sorted(path.stem for path in (self.path / "arrays").glob("*.npy"))
+        stored = {path.stem: path for path in sorted((self.path / "arrays").glob("*.npy"))}
         if name not in stored:
             raise InputError(f"no array '{name}' in {self.path}: there are {', '.join(stored) or 'none'}")
-        return self._mapped(self.path / "arrays" / f"{name}.npy", "r")
+        return self._mapped(stored[name], "r")
 
     def _mapped(self, path: Path, mode: str) -> np.ndarray:
-        """Return an array on disk, mapped; Python objects are not let in."""
+        """Return an array on disk, mapped; arrays of Python objects are refused."""
         try:
-            array = np.lib.format.open_memmap(path, "r")  # for writing, what is too short would be filled up
+            array = np.lib.format.open_memmap(path, "r")  # "r+" would fill up a file that is too short
             return array if mode == "r" else np.lib.format.open_memmap(path, mode)
         except OSError:
             raise
@@ -211,14 +184,14 @@ class Run:
         """
         params = self.params
         if params.get("dataset") != dataset or not np.array_equal(self.array("ids"), ids):
-            asked = ", ".join(f"{name} {params.get(name)!r}" for name in ("dataset", "labels", "subset", "seed"))
+            made = ", ".join(f"{name} {params.get(name)!r}" for name in ("dataset", "labels", "subset", "seed"))
             raise InputError(
-                f"{self.path} holds labels of other images ({asked}): give this notebook the same parameters"
+                f"{self.path} holds labels of other images ({made}): give this notebook the same parameters"
             )
         return {name: np.array(self.array(name)) for name in ("labels_given", "labels_true")}
 
     def save_results(self, rows: Iterable[dict]) -> pd.DataFrame:
-        """Write `results.csv`, one row a result, and return it; an unknown column is refused, a missing one empty."""
+        """Write `results.csv`, one row a result, and return it; unknown columns are refused, missing ones empty."""
         rows = list(rows)
         for column in {name for row in rows for name in row}:
             one_of("result column", column, RESULT_COLUMNS)
@@ -229,51 +202,35 @@ class Run:
     def results(self) -> pd.DataFrame:
         """Return `results.csv`; missing figures are NaN. Raises InputError if it is not there."""
         try:
-            return pd.read_csv(self.path / "results.csv", dtype={"commit": str})  # one may be all digits
+            return files.read_csv(self.path / "results.csv")
         except FileNotFoundError:
             raise InputError(f"no results in {self.path}: execute the notebook that makes them first") from None
 
     def save_table(self, name: str, table: pd.DataFrame) -> None:
-        """Write `name.csv`, no text of it a formula to a spreadsheet; see `text.escape_formula`."""
-        write_table(self.path / f"{name}.csv", table)
+        """Write `name.csv`; see `files.write_csv`."""
+        files.write_csv(self.path / f"{name}.csv", table)
 
     def save_figure(self, name: str, figure, drawn_from: pd.DataFrame | None = None) -> None:
-        """Write a matplotlib figure as `figures/name.png`, and the figures it was drawn from as `figures/name.csv`."""
-        with files.writing(self.path):
-            (self.path / "figures").mkdir(exist_ok=True)
-        path = self.path / "figures" / f"{name}.png"
+        """Write a matplotlib figure as `figures/name.png`, and the table it was drawn from as `figures/name.csv`."""
+        path = self._folder("figures") / f"{name}.png"
         write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight"))
         if drawn_from is not None:
-            write_table(path.with_suffix(".csv"), drawn_from)
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a table without its index, its texts `text.escape_formula`."""
-    texts = table.select_dtypes(exclude="number").columns
-    safe = table.assign(**{c: [escape_formula(v) if isinstance(v, str) else v for v in table[c]] for c in texts})
-    write(path, lambda temporary: safe.to_csv(temporary, index=False))
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Cut what stands after the last line end: a record that a kill left half-written; its epoch is run again."""
-    if path.exists() and not (content := path.read_bytes()).endswith(b"\n"):
-        write(path, lambda temporary: temporary.write_bytes(content[: content.rfind(b"\n") + 1]))
+            files.write_csv(path.with_suffix(".csv"), drawn_from)
 
 
 def start(path: str | Path, changeable: Iterable[str] = (), **params) -> Run:
-    """Open the run folder at `path`, made if needed, and snapshot `params` into it, and into `environment.json` where
-    they are run. No other process may start a run there until this one has ended; reading needs no start.
+    """Open the run folder at `path`, made if needed; store `params` there, and in `environment.json` where they ran.
 
-    A folder that holds a run with the same parameters, those `changeable` aside, is gone on with. Raises InputError,
-    with the difference, if it holds one with others, if another process is at work there, or if the folder cannot be
-    written.
+    No other process may start a run there until this Run, or its process, is gone; reading needs no start. A folder
+    that holds a run with the same parameters, except those `changeable`, is resumed. Raises InputError, with the
+    difference, if they are others, if another process is at work there, or if the folder cannot be written.
     """
-    run, changeable = Run(path), set(changeable)
+    changeable = set(changeable)
     try:
-        run.path.mkdir(parents=True, exist_ok=True)
+        Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write the run folder {path}: {error.strerror}") from None
-    files.hold(run.path, "process")
+    run = Run(path, files.hold(Path(path), "process"))
     stored = run.params if (run.path / "params.json").exists() else {}
     different = [
         f"{name} {stored.get(name)!r} there, {params.get(name)!r} here"
@@ -286,20 +243,15 @@ def start(path: str | Path, changeable: Iterable[str] = (), **params) -> Run:
     files.drop_torn(run.path)
     kept = stored | {name: params[name] for name in changeable} if stored else params
     if not stored or kept != stored:
-        write(run.path / "params.json", lambda p: p.write_text(json.dumps(kept, indent=1) + "\n"))
-    _note_environment(run.path / "environment.json")
-    return run
-
-
-def _note_environment(path: Path) -> None:
-    """Append versions, commit and hardware to the list at `path`, unless they are the last there; damage goes."""
+        files.write_json(run.path / "params.json", kept)
+    noted = run.path / "environment.json"
     try:
-        known = list(json.loads(path.read_text()))
+        known = list(json.loads(noted.read_text()))
     except (OSError, ValueError, TypeError):
         known = []
-    here = environment()
-    if here not in known[-1:]:
-        write(path, lambda temporary: temporary.write_text(json.dumps([*known, here], indent=1) + "\n"))
+    if (here := environment()) not in known[-1:]:
+        files.write_json(noted, [*known, here])
+    return run
 
 
 def environment() -> dict[str, str]:
@@ -310,8 +262,8 @@ def environment() -> dict[str, str]:
     return about | {"system": platform.platform(), "processor": platform.machine()} | versions
 
 
-def stamp() -> dict:
-    """Return where a result was measured: the versions and the commit."""
+def stamp() -> dict[str, str]:
+    """Return where a result was measured: the version of torch and the commit."""
     return {"torch_version": torch.__version__, "commit": commit()}
 
 

@@ -1,29 +1,53 @@
-"""A grid of papermill runs: shared stages once, finished cells skipped, interrupted ones gone on with."""
+"""Sweeps: a grid of notebook executions on this machine, or on a Dask cluster; shared stages once, resumable.
+
+On a cluster, every worker must see the sweep's folder (a shared file system) and run the same ptglab. A cluster trusts
+its members: whoever reaches its scheduler can run programs on all of its workers and on the machine of the sweep. Keep
+it on a network of your own, or give it TLS (Dask's `distributed.comm`). On SLURM, in a script that stays for as long
+as the sweep, a worker a job and a cell a worker:
+
+    from dask_jobqueue import SLURMCluster  # pip install dask-jobqueue
+    slurm = SLURMCluster(cores=1, job_cpu=8, memory="32GB", walltime="08:00:00", job_extra_directives=["--gres=gpu:1"],
+                         worker_extra_args=["--resources", "GPU=1"], job_script_prologue=["export OMP_NUM_THREADS=8"])
+    slurm.adapt(maximum_jobs=16)
+    print(slurm.scheduler_address)  # for: ptglab sweep cifar10n --dask ADDRESS
+
+Elsewhere: `dask scheduler`, and on each machine `dask worker ADDRESS --nthreads 1 --resources GPU=1`.
+"""
 
 import csv
+import logging
 import math
-import queue
+import os
+import socket
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from ptglab import files
+from ptglab import __version__, files
 from ptglab.errors import InputError
-from ptglab.lab import cluster
+from ptglab.lab.notebooks import PARENT_ON_STDIN
 from ptglab.lab.spec import Cell
 
 TABLES = ("results.csv", "curves.csv")  # what is gathered from the cells, where they leave it
 GATHER_EVERY = 10  # seconds at least between two gatherings
+RETRIES = 3  # of a cell whose worker failed, not of one that failed itself
+VERSIONS = ("torch", "torchvision", "numpy", "scikit-learn")  # on which results depend to the last bit
 
 
 @dataclass(frozen=True)
 class Event:
-    """What became of a cell: skipped, started (`where`), lost with its worker, finished, failed, or blocked by a stage
-    that failed."""
+    """What became of a cell: skipped, started, finished (`where`), failed, or blocked by a stage that failed.
+
+    On a cluster, a cell has started once it is handed over, and a lost worker's cell is started again there.
+    """
 
     cell: Cell
     state: str
@@ -35,157 +59,228 @@ class Event:
 def estimate(cells: list[Cell], out: Path, jobs: int) -> float:
     """Return the seconds that the unfinished `cells` will take.
 
-    Each as long as those of its notebook took in `out`, or, where none has finished, as its spec says; NaN if neither
-    is known.
+    Each takes as long as those of its notebook took in `out` or, where none has finished, as its spec says; NaN if
+    neither is known.
     """
     took = {}
-    for row in _journal(out):
-        took.setdefault(row["notebook"], []).append(float(row["seconds"]))
-    left = [c for c in cells if not c.finished(out)]
-    mean = {name: sum(seconds) / len(seconds) for name, seconds in took.items()}
-    expected = [mean.get(c.notebook) or c.seconds or math.nan for c in left]
-    return sum(expected) / jobs
+    with suppress(FileNotFoundError), open(out / "cells.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            took.setdefault(row["notebook"], []).append(float(row["seconds"] or "nan"))  # the last may be torn
+    mean = {notebook: pd.Series(seconds).mean() for notebook, seconds in took.items()}
+    return sum(mean.get(c.notebook, c.seconds or math.nan) for c in cells if not c.finished(out)) / jobs
 
 
 def run(
     cells: list[Cell], out: str | Path, jobs: int = 1, dask: str = "", gathered: list[Cell] | None = None
 ) -> Iterator[Event]:
     """Execute the unfinished `cells` below `out`, each in a process and a kernel of its own: `jobs` at a time on this
-    machine, or on the Dask cluster whose scheduler is at `dask`.
+    machine, or on the Dask cluster whose scheduler is at the address, or in the file, `dask`.
 
-    Yields an Event whenever something became of a cell. `out` then holds a folder a cell, `results.csv` (and what else
-    TABLES names) gathered from them, or from `gathered`, `cells.csv`, which says how long each took, and `log.txt`. A
-    cell that failed leaves the others alone; one whose worker was lost is begun again by another. Raises InputError if
-    another sweep is at work in `out`, or if the cluster cannot be had.
+    Yields an Event whenever something becomes of a cell. `out` then holds a folder a cell, `results.csv` (and the other
+    TABLES) gathered from them, or from `gathered`, `cells.csv`, which says how long each took, and `log.txt`. A failed
+    cell leaves the others alone. Raises InputError if another sweep is at work in `out`, or if the cluster fails.
     """
     out, gathered, latest = Path(out).resolve(), cells if gathered is None else gathered, -math.inf
-    with _alone(out):
-        waiting = []
-        for cell in cells:
-            if cell.finished(out):
-                yield Event(cell, "skipped")
-            else:
-                waiting.append(cell)
+    with files.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with files.lock(out, "sweep"):
+        yield from (Event(cell, "skipped") for cell in cells if cell.finished(out))
+        waiting = {cell.name: cell for cell in cells if not cell.finished(out)}
         try:
-            for event in _dispatch(waiting, out, jobs, dask) if waiting else []:
-                _log(out, event)
-                if event.state == "finished":
-                    _note(out, event)
-                    if time.monotonic() - latest > GATHER_EVERY:
-                        gather(gathered, out)
-                        latest = time.monotonic()
+            for event in _dispatch(waiting, out, jobs, dask) if waiting else ():
+                _note(out, event)
+                if event.state == "finished" and time.monotonic() - latest > GATHER_EVERY:
+                    gather(gathered, out)
+                    latest = time.monotonic()
                 yield event
         finally:
             gather(gathered, out)
 
 
-def _dispatch(waiting: list[Cell], out: Path, jobs: int, dask: str) -> Iterator[Event]:
-    """Hand all of `waiting` to Dask, which knows what needs what, and yield what it says of them."""
-    with cluster.connect(dask, jobs, out) as (client, site):
-        news, futures, stages, begun = queue.SimpleQueue(), {}, {}, {}
-        client.subscribe_topic(site.token, news.put)
-        for cell in waiting:
-            stages[cell.name] = future = cluster.submit(client, cell, site, stages)
-            futures[future.key] = cell, future
-            future.add_done_callback(news.put)
-        del stages, future
+def _dispatch(waiting: dict[str, Cell], out: Path, jobs: int, dask: str) -> Iterator[Event]:
+    """Start every cell once those it needs have finished, and yield what becomes of it."""
+    running, failed = {}, set()
+    with _cluster(dask, out) if dask else _machine(jobs, out) as start:
+        while waiting or running:
+            unfinished = waiting.keys() | {cell.name for cell in running.values()}
+            for cell in list(waiting.values()):
+                if broken := failed.intersection(cell.needs):
+                    failed.add(cell.name)
+                    yield Event(waiting.pop(cell.name), "blocked", error=f"{min(broken)} failed")
+                elif unfinished.isdisjoint(cell.needs) and (dask or len(running) < jobs):
+                    running[start(cell)] = waiting.pop(cell.name)
+                    yield Event(cell, "started")
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                cell = running.pop(future)
+                try:
+                    seconds, error, where = future.result()
+                except CancelledError:
+                    raise InputError(f"the Dask scheduler is gone, or has forgotten the sweep; {files.GO_ON}") from None
+                except Exception as lost:  # also Dask's, of workers that were lost several times
+                    seconds, error, where = 0.0, " ".join(f"{type(lost).__name__}: {lost}".split())[:300], ""
+                failed |= {cell.name} if error else set()
+                yield Event(cell, "failed" if error else "finished", seconds, error, where)
+
+
+@contextmanager
+def _machine(jobs: int, out: Path) -> Iterator[Callable[[Cell], Future]]:
+    """Yield a function that starts a cell on this machine; at the end, what still runs is stopped."""
+    stopped = threading.Event()
+    with ThreadPoolExecutor(jobs) as pool:
         try:
-            while futures:
-                new = news.get()
-                if isinstance(new, tuple):  # when, and which cell a worker has begun
-                    name, where = new[1]["cell"], new[1]["where"]
-                    cell = next((cell for cell, _ in futures.values() if cell.name == name), None)
-                    if cell and begun.setdefault(name, []):
-                        yield Event(cell, "lost", error=f"with worker {begun[name][-1]}; begun again by {where}")
-                    if cell:
-                        begun[name].append(where)
-                        yield Event(cell, "started", where=where)
-                elif event := _outcome(futures[new.key][0], new, site, begun, client):
-                    del futures[new.key]
-                    yield event
-                else:
-                    new.add_done_callback(news.put)
+            yield lambda cell: pool.submit(execute, cell, out, jobs, stopped.is_set)
         finally:
-            with suppress(Exception):  # the scheduler may be gone
-                client.cancel([future for _, future in futures.values()])
+            stopped.set()
 
 
-def _outcome(cell: Cell, future, site: cluster.Site, begun: dict[str, list[str]], client) -> Event | None:
-    """Return what became of a cell; None if it is tried again."""
-    from distributed import KilledWorker
+def execute(cell: Cell, out: Path, jobs: int, stopped: Callable[[], bool]) -> tuple[float, str, str]:
+    """Execute a cell in its folder and return how long it took, what is wrong if it failed, and the machine's name.
 
-    if future.cancelled():
-        raise InputError(f"the Dask scheduler has gone, or was told to forget the sweep; {files.GO_ON}")
+    The process has one part in `jobs` of this machine's threads, ends with this one, and is stopped if `stopped()`.
+    """
+    from ptglab.train import engine
+
+    folder, began, where = out / cell.name, time.perf_counter(), f"process {os.getpid()} on {socket.gethostname()}"
+    if cell.finished(out):  # its result was lost with a worker
+        return 0.0, "", where
+    folder.mkdir(parents=True, exist_ok=True)
+    notebook = str(Path(cell.notebook).resolve()) if Path(cell.notebook).suffix == ".ipynb" else cell.notebook
+    values = {n: str(out / v) if v in cell.needs else v for n, v in cell.parameters.items()} | {"run_dir": str(folder)}
+    given = [word for name, value in values.items() for word in ("-p", f"{name}={value}")]
+    command = [sys.executable, "-m", "ptglab", "run", notebook, str(folder / "notebook.ipynb"), *given]
+    threads = str(max(1, engine.threads() // jobs))
+    environment = os.environ | {"OMP_NUM_THREADS": threads, PARENT_ON_STDIN: "1"}
+    with open(folder / "log.txt", "a+", encoding="utf-8", errors="replace") as log:
+        print(f"begun {time.strftime('%Y-%m-%d %H:%M:%S')} by {where}", file=log, flush=True)
+        start = log.tell()
+        try:
+            process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=log,
+                                       stderr=subprocess.STDOUT)  # fmt: skip
+        except (OSError, ValueError) as error:  # too long a value, or one that no command can hold
+            return 0.0, f"cannot be started: {error}", where
+        with process:
+            while process.returncode is None:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(0.2)
+                if process.returncode is None and stopped():
+                    process.terminate()
+                    process.wait()
+        log.seek(start)
+        lines = [line.strip().removeprefix("ptglab: ") for line in log.readlines() if line.strip()]
+    if process.returncode:
+        return 0.0, lines[-1] if lines else f"ended with status {process.returncode}", where
+    (folder / "failed-notebook.ipynb").unlink(missing_ok=True)
+    return time.perf_counter() - began, "", where
+
+
+@contextmanager
+def _cluster(address: str, out: Path) -> Iterator[Callable[[Cell], Future]]:
+    """Yield what starts a cell on the Dask cluster at `address`. Raises InputError unless it fits; see above."""
     try:
-        error = future.exception(timeout="5s")
-    except TimeoutError:  # tried again meanwhile, with another that needs it or that it needs
-        return None
+        import distributed
+    except ModuleNotFoundError:
+        raise InputError("Dask is not installed, which runs sweeps on clusters: pip install 'ptglab[lab]'") from None
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # the sweep says what concerns a person
     try:
-        if error is None:
-            result = future.result()
-            if result.archive is not None:
-                cluster.unpack(result.archive, site.out / cell.name)
-            return Event(cell, "finished", result.seconds)
-        blamed, reason = cell.name, f"{type(error).__name__}: {error}"
-        if isinstance(error, KilledWorker):  # Dask also counts workers that had only been meant to run it
-            blamed = error.task.removesuffix(f" {site.token}")
-            if len(begun.get(blamed, [])) <= cluster.LOSSES:
-                client.retry([future])
-                return None
-            reason = f"{len(begun[blamed])} workers were lost that ran it, as by too little memory"
-        elif isinstance(error, cluster.Failed):
-            blamed, reason = error.cell, error.reason
-            if error.archive is not None and blamed == cell.name:
-                cluster.unpack(error.archive, site.out / cell.name)
-    except InputError as refusal:
-        blamed, reason = cell.name, str(refusal)
-    if blamed != cell.name:
-        return Event(cell, "blocked", error=f"{blamed} failed")
-    return Event(cell, "failed", error=reason)
+        file = {"scheduler_file": address} if os.path.isfile(address) else {"address": address}
+        client = distributed.Client(**file, timeout="10s", set_as_default=False)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:  # Dask's, of what it was given
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"no Dask scheduler answers at {address}: {said}") from None
+    pool = None
+    try:
+        here = about(out)
+        if not client.scheduler_info()["workers"]:
+            print(f"no worker at {address} yet: waiting for one", file=sys.stderr)
+        try:
+            client.submit(about, out, pure=False).result()  # waits for a worker
+            found = client.run(about, out).values()
+        except Exception as error:
+            raise InputError(f"the workers at {address} cannot run ptglab {here['ptglab']}, install the same there: "
+                             f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from None  # fmt: skip
+        for there in found:
+            if misfit := _misfit(here, there):
+                raise InputError(misfit)
+            if other := [f"{name} {there[name]}" for name in VERSIONS if there[name] != here[name]]:
+                print(f"worker {there['host']} runs {', '.join(other)}: results may differ in the last digits",
+                      file=sys.stderr)  # fmt: skip
+        pool = client.get_executor(pure=False, retries=RETRIES)
+        gpu = any("GPU" in there["resources"] for there in found)
+        root = os.environ.get("PTGLAB_DATA", "")
+
+        def start(cell: Cell):
+            resources = {"GPU": 1} if gpu and cell.parameters.get("device") != "cpu" else None
+            return pool.submit(_on_worker, cell, out, here, root, resources=resources)
+
+        yield start
+    finally:
+        with suppress(Exception):  # the scheduler may be gone
+            if pool:
+                pool.shutdown(wait=False)
+            client.close()
+
+
+def about(out: Path, dask_worker=None) -> dict:
+    """Return what decides whether this process can run the cells of a sweep in `out`: versions, and what it sees.
+
+    Dask's `Client.run` passes the worker.
+    """
+    from ptglab.lab import runs
+
+    lock = out / ".lock.txt"
+    return runs.environment() | {
+        "ptglab": f"{__version__} {runs.commit()}".strip(),
+        "host": socket.gethostname(),
+        "sees": lock.read_text() if lock.exists() else "",
+        "resources": list(dask_worker.state.total_resources) if dask_worker else [],
+        "out": str(out),
+    }
+
+
+def _misfit(here: dict, there: dict) -> str:
+    """Return why a worker cannot run cells, in a line; empty if it can."""
+    if there["ptglab"] != here["ptglab"]:
+        return f"worker {there['host']} runs ptglab {there['ptglab']}, this is {here['ptglab']}: install the same there"
+    if there["sees"] != here["sees"]:
+        return f"worker {there['host']} does not see {here['out']}: a sweep on a cluster needs a shared file system"
+    return ""
+
+
+def _on_worker(cell: Cell, out: Path, here: dict, root: str) -> tuple[float, str, str]:
+    """Execute a cell on the Dask worker that this is, until nobody waits for it any more."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    key = worker.get_current_task()
+    if misfit := _misfit(here, about(out)):
+        return 0.0, misfit, worker.address
+    if root:
+        os.environ.setdefault("PTGLAB_DATA", root)
+
+    def stopped() -> bool:
+        task = worker.state.tasks.get(key)
+        return task is None or task.state != "executing"
+
+    return execute(cell, out, worker.state.nthreads, stopped)
 
 
 def gather(cells: list[Cell], out: Path) -> None:
     """Write TABLES into `out` from those of the finished `cells`, in the order of the plan."""
     for table in TABLES:
         paths = [out / cell.name / table for cell in cells if cell.finished(out)]
-        frames = [pd.read_csv(path, dtype={"commit": str}) for path in paths if path.exists()]
-        if frames:
-            whole = pd.concat([frame.dropna(axis=1, how="all") for frame in frames], ignore_index=True)
+        if frames := [files.read_csv(path) for path in paths if path.exists()]:
             columns = list(dict.fromkeys(column for frame in frames for column in frame))
-            whole = whole.reindex(columns=columns)
-            files.write(out / table, lambda path, whole=whole: whole.to_csv(path, index=False))
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold the lock of a sweep's folder; the system lets go of it when the process ends, however that comes."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror}") from None
-    with files.lock(out, "sweep"):
-        yield
-
-
-def _log(out: Path, event: Event) -> None:
-    """Append a line to `log.txt`."""
-    with open(out / "log.txt", "a") as file:
-        words = time.strftime("%Y-%m-%d %H:%M:%S"), event.state, event.cell.name, event.where, event.error
-        print(*filter(None, words), file=file)
+            whole = pd.concat([frame.dropna(axis=1, how="all") for frame in frames], ignore_index=True)
+            files.write_csv(out / table, whole.reindex(columns=columns))
 
 
 def _note(out: Path, event: Event) -> None:
-    """Append a line to `cells.csv`."""
-    new = not (out / "cells.csv").exists()
-    with open(out / "cells.csv", "a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(["cell", "notebook", "seconds"])
-        writer.writerow([event.cell.name, event.cell.notebook, f"{event.seconds:.1f}"])
-
-
-def _journal(out: Path) -> list[dict]:
-    """Return the whole lines of `cells.csv`."""
-    with suppress(FileNotFoundError), open(out / "cells.csv", newline="") as file:
-        return [row for row in csv.DictReader(file) if row["seconds"]]
-    return []
+    """Append a line to `log.txt`, and to `cells.csv` if the cell has finished."""
+    with open(out / "log.txt", "a") as file:
+        words = time.strftime("%Y-%m-%d %H:%M:%S"), event.state, event.cell.name, event.where, event.error
+        print(*filter(None, words), file=file)
+    if event.state == "finished":
+        with open(out / "cells.csv", "a", newline="") as file:
+            if file.tell() == 0:
+                csv.writer(file).writerow(["cell", "notebook", "seconds"])
+            csv.writer(file).writerow([event.cell.name, event.cell.notebook, f"{event.seconds:.1f}"])

@@ -11,7 +11,7 @@ from ptglab import data
 from ptglab.audit import reopen
 from ptglab.data import noise
 from ptglab.detect import label_errors
-from ptglab.lab import cluster, runs, spec
+from ptglab.lab import runs, spec, sweeps
 from ptglab.ui import explorer, stored
 
 RATE, KIND = 0.4, "uniform"
@@ -54,13 +54,13 @@ def swept(tmp_path, images, monkeypatch):
     """A sweep of which one experiment is stored, and the names of the cells that are executed from then on."""
     executed = []
 
-    def execute(cell, site, source, out, worker) -> float:
+    def execute(cell, out, jobs, stopped) -> tuple[float, str, str]:
         executed.append(cell.name)
         folder, p = out / cell.name, cell.parameters
         folder.mkdir(parents=True, exist_ok=True)
         if "noise_rate" in p:
             if p["noise_rate"] == 0.8:
-                raise cluster.Failed(cell.name, "InputError: made to fail")
+                return 0.0, "InputError: made to fail", ""
             found_in(folder, images, p["noise_kind"], p["noise_rate"])
             row = {"dataset": "digits", "n_train": 150, "backbone": "b", "init": p["init"], "mode": p["mode"],
                    "seed": 0, "recipe": "plain", "noise": p["noise_kind"], "noise_rate": p["noise_rate"], "loss": "ce",
@@ -69,9 +69,9 @@ def swept(tmp_path, images, monkeypatch):
             table = {"epoch": [1, 2], "accuracy_test": [0.5, 1 - p["noise_rate"]]}
             pd.DataFrame(table | {"learned_right": 0.9, "learned_wrong": 0.1}).to_csv(folder / "curves.csv")
         (folder / "notebook.ipynb").write_text("{}")
-        return 0.1
+        return 0.1, "", ""
 
-    monkeypatch.setattr(cluster, "_run", execute)
+    monkeypatch.setattr(sweeps, "execute", execute)
     plan = spec.read("explore", {"subset": "150"})
     store = stored.Stored(plan, tmp_path / "sweep")
     ended = [event.state for *_, event in store.compute(CHOICE) if event.state != "started"]
