@@ -1,7 +1,7 @@
 """One function per figure: arrays and axes in, axes out; nothing is computed here.
 
-Colours are Okabe and Ito's, which people with any colour vision tell apart; every series also has its own line
-style or marker, and a label beside it. `caption` writes the parameters that made a figure below it.
+Colours are Okabe and Ito's, which can be told apart with any colour vision; every series also has its own line style or
+marker, and a label beside it. `caption` writes the parameters that made a figure below it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,14 +16,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 INK, MUTED = "#222222", "#767676"
 # scratch, then the ways of pre-training; orange is kept for what is wrong
-COLOURS = {
-    "scratch": "#555555",
-    "simclr": "#0072B2",
-    "barlow_twins": "#009E73",
-    "vicreg": "#CC79A7",
-    "imagenet": "#56B4E9",
-    "tiny_imagenet": "#56B4E9",
-}
+COLOURS = {"scratch": "#555555", "simclr": "#0072B2", "barlow_twins": "#009E73", "vicreg": "#CC79A7",
+           "imagenet": "#56B4E9", "tiny_imagenet": "#56B4E9"}  # fmt: skip
 OTHERS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#555555", "#F0E442")
 WRONG = "#D55E00"
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
@@ -78,64 +72,55 @@ def gallery(
 
 def transition(ax: Axes, matrix: np.ndarray, class_names: Sequence[str]) -> Axes:
     """Draw a noise transition matrix [K, K], row true, column given; in percent, written out for up to 20 classes."""
-    import seaborn
-
-    percent = 100 * matrix
-    few = len(class_names) <= 20
-    text = np.vectorize(lambda p: "" if p < 0.5 or np.isnan(p) else f"{p:.0f}")(percent) if few else False
-    ticks = list(class_names) if few else "auto"
-    seaborn.heatmap(
-        percent, vmin=0, vmax=100, cmap="cividis", square=True, ax=ax, linewidths=0.5 * few,
-        xticklabels=ticks, yticklabels=ticks, annot=text, fmt="", annot_kws={"fontsize": 8},
-        cbar_kws={"label": "percent of the true class", "shrink": 0.8},
-    )  # fmt: skip
-    ax.set(xlabel="given label", ylabel="true class")
-    ax.tick_params(axis="x", rotation=0 if max(map(len, class_names)) < 4 else 60)
-    ax.tick_params(axis="y", rotation=0)
-    return ax
+    percent, few = 100 * matrix, len(class_names) <= 20
+    texts = np.vectorize(lambda p: "" if p < 0.5 or np.isnan(p) else f"{p:.0f}")(percent) if few else False
+    names = list(class_names) if few else "auto"
+    _heatmap(ax, percent, texts, names, names, "percent of the true class", vmin=0, vmax=100, square=True,
+             linewidths=0.5 * few)  # fmt: skip
+    return _turned(ax, class_names, "given label", "true class")
 
 
 def confusions(ax: Axes, counts: np.ndarray, class_names: Sequence[str]) -> Axes:
     """Draw how many labels [given, suggested] are suspected, int [K, K], the number in each cell that has some."""
-    import seaborn
-
-    text = np.vectorize(lambda n: f"{n}" if n else "")(counts)
-    ticks = [short(name) for name in class_names]
-    seaborn.heatmap(
-        counts, vmin=0, cmap="cividis", square=True, ax=ax, linewidths=0.5, xticklabels=ticks, yticklabels=ticks,
-        annot=text, fmt="", annot_kws={"fontsize": 8}, cbar_kws={"label": "flagged labels", "shrink": 0.8},
-    )  # fmt: skip
-    ax.set(xlabel="suggested label", ylabel="given label")
-    ax.tick_params(axis="x", rotation=0 if max(map(len, ticks)) < 4 else 60)
-    ax.tick_params(axis="y", rotation=0)
-    return ax
+    texts, names = np.vectorize(lambda n: f"{n}" if n else "")(counts), [short(name) for name in class_names]
+    _heatmap(ax, counts, texts, names, names, "flagged labels", vmin=0, square=True)
+    return _turned(ax, names, "suggested label", "given label")
 
 
 def grid(ax: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], label: str) -> Axes:
     """Draw values [R, C] between 0 and 1, each written in its cell, the best of each column framed."""
-    import seaborn
-
-    seaborn.heatmap(
-        values, vmin=0, vmax=1, cmap="cividis", ax=ax, linewidths=0.5, annot=True, fmt=".2f", annot_kws={"fontsize": 8},
-        xticklabels=columns, yticklabels=[name.replace("_", " ") for name in rows], cbar_kws={"label": label},
-    )  # fmt: skip
+    texts = np.vectorize("{:.2f}".format)(values)
+    _heatmap(ax, values, texts, [name.replace("_", " ") for name in rows], columns, label, vmin=0, vmax=1)
     for column, row in enumerate(values.argmax(0)):
         ax.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=WRONG, linewidth=2))
-    ax.tick_params(axis="both", rotation=0, length=0)
     return ax
 
 
 def table(ax: Axes, values: np.ndarray, texts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Axes:
-    """Draw shares [R, C] in percent with what `texts` [R, C] say in each cell; grey where a value is NaN."""
-    import seaborn
-
-    seaborn.heatmap(
-        100 * values, cmap="cividis", ax=ax, linewidths=0.5, annot=texts, fmt="", annot_kws={"fontsize": 8},
-        xticklabels=columns, yticklabels=rows, cbar_kws={"label": "percent"},
-    )  # fmt: skip
+    """Draw shares [R, C] in percent with `texts` [R, C] in the cells; grey where a value is NaN."""
+    _heatmap(ax, 100 * values, texts, rows, columns, "percent")
     ax.set_facecolor("#EEEEEE")
     ax.set(xlabel="", ylabel="")
+    return ax
+
+
+def _heatmap(ax: Axes, values: np.ndarray, texts, rows, columns, label: str, linewidths=0.5, **limits) -> None:
+    """Draw values [R, C] as colours with `texts` in the cells; `label` is that of the colour bar."""
+    import seaborn
+
+    shrink = 0.8 if limits.get("square") else 1
+    seaborn.heatmap(
+        values, ax=ax, cmap="cividis", annot=texts, fmt="", annot_kws={"fontsize": 8}, linewidths=linewidths,
+        xticklabels=columns, yticklabels=rows, cbar_kws={"label": label, "shrink": shrink}, **limits,
+    )  # fmt: skip
     ax.tick_params(axis="both", rotation=0, length=0)
+
+
+def _turned(ax: Axes, names: Sequence[str], xlabel: str, ylabel: str) -> Axes:
+    """Label the axes of a matrix of classes, and turn long class names below it."""
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.tick_params(axis="both", length=3.5)
+    ax.tick_params(axis="x", rotation=0 if max(map(len, names)) < 4 else 60)
     return ax
 
 
@@ -158,7 +143,7 @@ def short(name: str, most: int = 16) -> str:
 
 
 def lines(ax: Axes, series: Mapping[str, tuple], xlabel: str, ylabel: str, percent: bool = False) -> Axes:
-    """Draw {name: (x [E], y [E] or [S, E])} with each name beside the end of its line.
+    """Draw {name: (x [E], y [E] or [S, E])}, each name at the end of its line.
 
     Of S repeats the mean is drawn, with a band of one standard deviation. `percent`: y are shares, shown in percent.
     """
@@ -181,8 +166,7 @@ def points(ax: Axes, series: Mapping[str, tuple], xlabel: str, ylabel: str) -> A
     ends, tints = [], colours(series)
     for i, (name, (x, mean, deviation)) in enumerate(series.items()):
         x, mean, deviation = (100 * np.asarray(v, float) for v in (x, mean, deviation))
-        ax.errorbar(x, mean, deviation, color=tints[i], marker="os^Dv"[i % 5], linestyle=STYLES[i % len(STYLES)],
-                    linewidth=2, capsize=3)  # fmt: skip
+        ax.errorbar(x, mean, deviation, linewidth=2, capsize=3, **_look(i) | {"color": tints[i]})
         ends.append((mean[-1], x[-1], name, tints[i]))
     _label_ends(ax, ends)
     ticks = sorted({round(100 * rate) for x, *_ in series.values() for rate in x})
@@ -196,9 +180,12 @@ def embedding(ax: Axes, xy: np.ndarray, labels: np.ndarray, class_names: Sequenc
     ax.scatter(*xy.T, c=[tints[k] for k in labels], s=5, linewidths=0, alpha=0.8)
     if len(class_names) <= 20:
         present = np.unique(labels)
-        middles = np.array([np.median(xy[labels == k], axis=0) for k in present])
-        for k, place in zip(present, _apart(middles, np.ptp(xy, axis=0)), strict=True):
-            _name_at(ax, place, class_names[k])
+        medians = np.array([np.median(xy[labels == k], axis=0) for k in present])
+        box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
+        for k, place in zip(present, _spread(medians, np.ptp(xy, axis=0)), strict=True):
+            ax.text(
+                *place, class_names[k], ha="center", va="center", fontsize=9, fontweight="bold", color=INK, bbox=box
+            )
     return _bare(ax, title)
 
 
@@ -212,12 +199,10 @@ def embedding_flags(ax: Axes, xy: np.ndarray, flagged: np.ndarray, title: str) -
 def precision_recall(ax: Axes, curves: Mapping[str, tuple], flags: Mapping[str, tuple[float, float]]) -> Axes:
     """Draw curves {name: (recall [T], precision [T])} and, as markers, the flags {name: (recall, precision)}."""
     for i, (name, (recall, precision)) in enumerate(curves.items()):
-        tint = OTHERS[i % len(OTHERS)]
-        ax.plot(recall, precision, color=tint, linestyle=STYLES[i % len(STYLES)], linewidth=1.8)
-        ax.plot(
-            *flags[name], color=tint, marker="os^Dv"[i % 5], markersize=8, markeredgecolor="white", linestyle="none"
-        )
-        ax.plot([], [], color=tint, linestyle=STYLES[i % len(STYLES)], marker="os^Dv"[i % 5], label=name)
+        look = _look(i)
+        ax.plot(recall, precision, linewidth=1.8, **look | {"marker": ""})
+        ax.plot(*flags[name], markersize=8, markeredgecolor="white", **look | {"linestyle": "none"})
+        ax.plot([], [], label=name, **look)
     ax.set(xlabel="recall: share of the wrong labels found", ylabel="precision: share of the found that are wrong")
     ax.set(xlim=(0, 1.02), ylim=(0, 1.02))
     ax.legend(loc="lower left", title="line: ranking, marker: flags")
@@ -282,8 +267,7 @@ def scaling(ax: Axes, series: Mapping[str, tuple], xlabel: str) -> Axes:
     """Draw {name: (size [S], seconds [S])} on logarithmic axes."""
     ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel="seconds")
     for i, (name, (size, seconds)) in enumerate(series.items()):
-        tint, line = OTHERS[i % len(OTHERS)], STYLES[i % len(STYLES)]
-        ax.plot(size, seconds, color=tint, marker="os^Dv"[i % 5], linestyle=line, linewidth=2, label=name)
+        ax.plot(size, seconds, linewidth=2, label=name, **_look(i))
     ticks = sorted({round(x) for size, _ in series.values() for x in size})
     ax.set_xticks(ticks, [f"{x:,}" for x in ticks], minor=False)
     low, high = ax.get_ylim()
@@ -308,8 +292,8 @@ def _label_ends(ax: Axes, ends: list[tuple]) -> None:
                     fontsize=9, annotation_clip=False)  # fmt: skip
 
 
-def _apart(places: np.ndarray, extent: np.ndarray) -> np.ndarray:
-    """Return places [K, 2] moved up, lowest first, until names written there do not cover each other."""
+def _spread(places: np.ndarray, extent: np.ndarray) -> np.ndarray:
+    """Return places [K, 2] moved up, lowest first, until names written there do not overlap."""
     room = extent * (0.24, 0.055)  # a name's width and height, as shares of the axes
     moved = places.copy()
     for n, i in enumerate(order := np.argsort(places[:, 1])):
@@ -318,13 +302,13 @@ def _apart(places: np.ndarray, extent: np.ndarray) -> np.ndarray:
     return moved
 
 
-def _name_at(ax: Axes, position: np.ndarray, name: str) -> None:
-    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
-    ax.text(*position, name, ha="center", va="center", fontsize=9, fontweight="bold", color=INK, bbox=box)
+def _look(i: int) -> dict:
+    """Return colour, line style and marker of the i-th series."""
+    return {"color": OTHERS[i % len(OTHERS)], "linestyle": STYLES[i % len(STYLES)], "marker": "os^Dv"[i % 5]}
 
 
 def class_colours(number: int) -> list:
-    """Return a colour a class, (red, green, blue); up to ten that people with any colour vision tell apart."""
+    """Return a colour a class, (red, green, blue); up to ten can be told apart with any colour vision."""
     import seaborn
 
     return seaborn.color_palette("colorblind", number) if number <= 10 else seaborn.color_palette("husl", number)

@@ -1,0 +1,303 @@
+"""The notebooks: their shape, their parameters, and that they run by papermill from clean."""
+
+import json
+import shutil
+import statistics
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import speed
+from PIL import Image
+
+from ptglab import data
+from ptglab.audit import reopen
+from ptglab.data import noise
+from ptglab.errors import InputError
+from ptglab.lab import notebooks, runs
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import papermill
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+SMALL = {"subset": 300, "width": 8}
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path: Path, kind: str) -> list[dict]:
+    return [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == kind]
+
+
+@each
+def test_shape(path):
+    """20-35 cells; short ones; one tagged `parameters`; no outputs; a question first, something to try last."""
+    code, text = cells(path, "code"), cells(path, "markdown")
+    lengths = [len(c["source"]) for c in code]
+    assert 20 <= len(code) + len(text) <= 35
+    assert statistics.median(lengths) < 8
+    assert max(lengths) < 25
+    assert sum(line.lstrip().startswith("def ") for c in code for line in c["source"]) <= 2
+    assert sum("parameters" in c["metadata"].get("tags", []) for c in code) == 1
+    assert not any(c["outputs"] or c["execution_count"] for c in code)
+    assert "**Question.**" in "".join(text[0]["source"])
+    assert "arXiv" in "".join(text[0]["source"])
+    for heading in ("## What it means", "## What is weak here", "## To discuss", "**Try:**"):
+        assert heading in "".join(text[-1]["source"])
+    assert json.loads(path.read_text())["metadata"]["kernelspec"]["name"] == "python3"
+
+
+@each
+def test_parameters_are_commented_literals(path):
+    declared = notebooks.declared_parameters(str(path))
+    assert {"run_dir", "dataset", "labels", "seed", "device"} <= declared.keys()
+    lines = next(c for c in cells(path, "code") if "parameters" in c["metadata"].get("tags", []))["source"]
+    assert all("  # " in line for line in lines)
+    assert set(papermill.inspect_notebook(str(path))) == declared.keys()
+    if "epochs" in declared and path.stem > "01":
+        assert {"backbone", "width", "batch_size"} <= declared.keys()
+
+
+def execute(name: str, folder: Path, **params) -> Path:
+    """Execute a notebook by papermill in `folder`, as a user there would."""
+    out = folder / f"{name}.ipynb"
+    papermill.execute_notebook(
+        str(notebooks.notebook_path(name)), str(out), params, kernel_name="python3", progress_bar=False, cwd=str(folder)
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory) -> Path:
+    """Notebooks 1 to 4, run in one folder with everything small."""
+    folder = tmp_path_factory.mktemp("steps")
+    execute("01_data_and_noise", folder, subset=SMALL["subset"])
+    execute("02_pretrain", folder, epochs=2, batch_size=64, **SMALL)
+    execute("03_finetune", folder, epochs=2, rates="0.6", **SMALL)
+    execute("04_label_errors", folder, epochs=1, **SMALL)
+    return folder / "runs"
+
+
+def test_steps_hand_results_on(steps):
+    results = pd.read_csv(steps / "04_label_errors" / "results.csv")
+    assert list(results.columns) == runs.RESULT_COLUMNS
+    assert set(zip(results["init"], results["mode"], strict=True)) == {
+        ("scratch", "full"), ("simclr", "linear"), ("simclr", "light"), ("simclr", "full")
+    }  # fmt: skip
+    assert len(results) == 4 * results["detector"].nunique()
+    measured = ["accuracy_last", "accuracy_best", "accuracy_selected", "f1", "balanced_accuracy", "auroc"]
+    assert results[measured].notna().all(axis=None)
+    assert (results["accuracy_best"] >= results[["accuracy_last", "accuracy_selected"]].max(axis=1)).all()
+    assert results["effective_rate"].between(0.3, 0.5).all()
+
+
+def test_steps_draw_their_figures(steps):
+    drawn = {path.stem for path in steps.glob("*/figures/*.png")}
+    assert drawn >= {"transition", "views", "curves", "accuracy", "noise_rate", "umap", "suspects", "precision_recall"}
+
+
+def test_a_second_run_reuses_what_is_finished(steps):
+    before = {p: p.stat().st_mtime_ns for p in steps.glob("0[23]*/**/model.safetensors")}
+    assert len(before) > 4
+    execute("02_pretrain", steps.parent, epochs=2, batch_size=64, **SMALL)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_labels_of_other_images_are_refused(steps):
+    with pytest.raises(papermill.PapermillExecutionError, match="holds labels of other images"):
+        execute("02_pretrain", steps.parent, run_dir="runs/other", subset=200, width=8, epochs=1)
+
+
+@pytest.mark.parametrize("name", ["00_quickstart", "02_pretrain"])
+def test_papermill_alone_is_stopped_at_an_unknown_parameter(name, tmp_path):
+    """papermill only warns; the notebook's first cell refuses."""
+    with pytest.raises(papermill.PapermillExecutionError, match="'epohcs': did you mean 'epochs'") as caught:
+        execute(name, tmp_path, epohcs=3)
+    assert caught.value.ename == InputError.__name__
+    assert not (tmp_path / "runs").exists()
+
+
+def test_quickstart_tells_the_story(tmp_path):
+    execute("00_quickstart", tmp_path, run_dir="demo", epochs=2, epochs_finetune=2, noise_seeds=2, **SMALL)
+    results = pd.read_csv(tmp_path / "demo" / "results.csv")
+    assert list(results.columns) == runs.RESULT_COLUMNS
+    assert len(results) == 3 * 2 * 6
+    assert set(results["init"]) == {"scratch", "simclr", "barlow_twins"}
+    assert len(list((tmp_path / "demo" / "figures").glob("*.png"))) == 9
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory) -> tuple[Path, np.ndarray]:
+    """A folder of 400 digits, a fifth of them in the wrong sub-folder, one of them no image, audited; and the truth."""
+    folder = tmp_path_factory.mktemp("audit")
+    digits = data.load("digits").subset(400, seed=0)
+    given = noise.apply("uniform", digits.labels_given, 0.2, 10, seed=0)
+    for i, (image, label) in enumerate(zip(digits.images, given, strict=True)):
+        (folder / "photos" / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(folder / "photos" / str(label) / f"{i:03}.png")
+    (folder / "photos" / "3" / "broken.png").write_bytes(b"no image")
+    execute("06_audit_your_images", folder, dataset="photos", run_dir="out", start="scratch", flip=False)
+    return folder, digits.labels_given
+
+
+def test_an_audit_finds_the_wrong_labels(audited):
+    folder, truth = audited
+    table = pd.read_csv(folder / "out" / "suspects.csv", dtype={"given": int, "suggested": int})
+    assert list(table.columns) == ["id", "given", "suggested", "score", "flagged"]
+    assert len(table) == table["id"].nunique() == 400 and table["score"].is_monotonic_increasing
+    true = truth[table["id"].str[2:5].astype(int)]
+    wrong = (table["given"] != true).to_numpy()
+    hits = (wrong & table["flagged"]).sum()
+    assert 2 * hits / (wrong.sum() + table["flagged"].sum()) > 0.9
+    assert (table["suggested"] == true)[wrong & table["flagged"]].mean() > 0.9
+    assert pd.read_csv(folder / "out" / "unreadable.csv")["id"].tolist() == ["3/broken.png"]
+    told = json.loads((folder / "out" / "summary.json").read_text())
+    assert told["images"] == 400 and told["unreadable"] == 1 and told["method"] == "patches"
+    assert told["low"] <= wrong.mean() <= told["high"] and sum(n for *_, n in told["confusions"]) <= told["flagged"]
+
+
+def test_an_audit_leaves_everything(audited):
+    out = audited[0] / "out"
+    left = {"suspects.csv", "unreadable.csv", "gallery.html", "duplicates.csv", "outliers.csv", "label_studio.json",
+            "label_studio.xml", "fiftyone.csv", "summary.json", "params.json"}  # fmt: skip
+    assert left <= {path.name for path in out.iterdir()}
+    drawn = {path.stem for path in (out / "figures").glob("*.png")}
+    assert drawn == {"images", "views", "scores", "confusions", "suspects", "umap"}
+
+
+def test_an_audit_goes_on_with_another_flag_and_refuses_other_images(audited, tmp_path):
+    folder = shutil.copytree(audited[0], tmp_path / "copy")
+    features = folder / "out" / "features" / "arrays" / "features.npy"
+    before = features.stat().st_mtime_ns
+    again = {"dataset": "photos", "run_dir": "out", "start": "scratch", "flip": False}
+    execute("06_audit_your_images", folder, **again, flag="7", detector="knn")
+    assert pd.read_csv(folder / "out" / "suspects.csv")["flagged"].sum() == 7
+    assert features.stat().st_mtime_ns == before
+    some = next((folder / "photos" / "3").glob("[0-9]*.png"))
+    (folder / "photos" / "0" / "new.png").write_bytes(some.read_bytes())
+    with pytest.raises(papermill.PapermillExecutionError, match="begun with other images or labels"):
+        execute("06_audit_your_images", folder, **again)
+    with pytest.raises(papermill.PapermillExecutionError, match="seed 0 there, 1 here"):
+        execute("06_audit_your_images", folder, **again, seed=1)
+
+
+def test_a_network_may_be_pretrained_for_an_audit(tmp_path):
+    """And tuned fold by fold; on the digits, whose labels are right."""
+    small = {"width": 4, "epochs": 1, "budget": "thorough"}
+    execute("06_audit_your_images", tmp_path, method="barlow_twins", start="scratch", **small)
+    run = runs.Run(tmp_path / "runs" / "06_audit_your_images")
+    assert len(run.stage("pretrain").records()) == 1 and run.stage("features").array("features").shape == (1437, 32)
+    told = json.loads((run.path / "summary.json").read_text())
+    assert told["method"] == "barlow_twins" and told["start"] == "nothing"
+
+
+def test_speed_is_measured_and_drawn(tmp_path):
+    """Everything at its smallest; lightly's epoch runs in a process of its own, started from the kernel."""
+    execute("08_speed", tmp_path, subset=128, width=4, epochs=1, batch_size=32, scale=0.0001, largest=2500)
+    figures = tmp_path / "runs" / "08_speed" / "figures"
+    assert {path.stem for path in figures.glob("*.png")} == {"views", "step", "profile", "speed", "cost", "schedules"}
+    lines = pd.read_csv(figures / "speed.csv")
+    assert list(lines["name"]) == list(speed.COMPARISONS) and (lines[["ours", "peer", "ratio"]] > 0).all(axis=None)
+    assert set(pd.read_csv(figures / "cost.csv")["work"]) >= {"SSL epoch", "linear heads", "pixels a side"}
+
+
+def test_downstream_uses_are_measured_and_drawn(tmp_path):
+    """Few labels, the order of checking, propagated labels; everything small."""
+    few = {"counts": "1,5", "draws": 2, "draws_scratch": 1, "steps": 3}
+    execute("11_downstream", tmp_path, epochs=2, batch_size=64, **few, **SMALL)
+    run = runs.Run(tmp_path / "runs" / "11_downstream")
+    figures = run.path / "figures"
+    drawn = {path.stem for path in figures.glob("*.png")}
+    assert drawn == {"images", "transfer", "active", "propagation", "outvoted"}
+    transfer = pd.read_csv(figures / "transfer.csv").groupby(["look", "labels_a_class"])["value"].agg(["mean", "count"])
+    assert len(transfer) == 5 * 2 and transfer["mean"].between(0.1, 1).all()
+    assert set(transfer["count"]) == {2, 1} and (transfer.xs("pixels")["mean"].diff().dropna() > 0).all()
+    active = pd.read_csv(figures / "active.csv").pivot_table(index="checked", columns="order", values="found")
+    assert active.index[-1] == SMALL["subset"] and (active.iloc[-1] == 1).all()
+    assert active.le(active["ideal"], axis=0).all(axis=None) and (active.diff().dropna() >= 0).all(axis=None)
+    middle = active.iloc[len(active) // 2]
+    assert (middle[["ensemble", "confidence", "knn"]] > middle["random"] + 0.1).all()
+    spread = pd.read_csv(figures / "propagation.csv").groupby(["start", "look", "x"])["value"].mean()
+    assert spread["given", "pixels", 0.9] > spread["given", "pixels", 0.2] + 0.1
+    results = run.results()
+    assert list(results.columns) == runs.RESULT_COLUMNS and set(results["init"]) == {"simclr", "pixels"}
+    assert set(results["detector"]) == {"ensemble", "confidence", "knn", "label_spreading"}
+    assert (results["auroc"] > 0.7).all()
+
+
+def test_suspects_are_reviewed_without_a_browser(audited):
+    """Of the audit of a folder: a still page, and what taking 40 suggestions would do; decisions stay in force."""
+    folder, truth = audited
+    before = {path: path.read_bytes() for path in (folder / "out").rglob("*") if path.is_file()}
+    photos = sorted((folder / "photos").rglob("*.png"))
+    out = execute("07_review_suspects", folder, audit_run="out", run_dir="reviewed", take_suggestions=40)
+    run = folder / "reviewed"
+    assert {path.stem for path in (run / "figures").glob("*.png")} == {"scores", "first_page", "mended"}
+    shown = [output["data"] for c in cells(out, "code") for output in c["outputs"] if "data" in output]
+    stills = ["".join(data["text/html"]) for data in shown if "ptglab-still" in "".join(data.get("text/html", ""))]
+    assert len(stills) == 1 and stills[0].count("<img") == 24 and "0 of " in stills[0]
+    assert not any("widget" in kind for data in shown for kind in data)
+    assert not (run / "corrections.csv").exists()  # which holds decisions of people only
+    mended = pd.read_csv(run / "demonstration" / "mended.csv", dtype={"label": int})
+    true = truth[mended["id"].str[2:5].astype(int)]
+    given = mended["id"].str[0].astype(int)
+    assert len(mended) == 400 and (given != mended["label"]).sum() == 40
+    assert (mended["label"] == true).sum() - (given == true).sum() > 30
+    table = pd.read_csv(run / "figures" / "mended.csv", index_col=0)
+    noise = table.filter(like="estimated share of wrong labels", axis=0)
+    assert len(noise) == 2 and (noise["after"] < noise["before"] - 3).all()
+    [first, second, *_] = pd.read_csv(folder / "out" / "suspects.csv", dtype=str).itertuples()
+    (run / "corrections.csv").write_text(
+        "time,id,given,decision,label\n"
+        f"2026-01-01T00:00:00.000Z,{first.id},{first.given},suggestion,{first.suggested}\n"
+        f"2026-01-01T00:00:01.000Z,{second.id},{second.given},drop,\n"
+    )
+    execute("07_review_suspects", folder, audit_run="out", run_dir="reviewed", take_suggestions=40)
+    labels = pd.read_csv(run / "mended.csv", dtype=str).set_index("id")["label"]
+    assert len(labels) == 399 and labels[first.id] == first.suggested and second.id not in labels
+    assert (labels.drop(first.id) == labels.drop(first.id).index.str[0]).all()
+    assert {path: path.read_bytes() for path in before} == before
+    assert sorted((folder / "photos").rglob("*.png")) == photos
+
+
+def test_runs_of_notebooks_4_and_9_can_be_reviewed(steps):
+    """What they leave is opened, and their suspects are those they drew."""
+    execute("09_one_experiment", steps.parent, subset=SMALL["subset"], width=4, epochs=1, epochs_fold=1)
+    for name, params in {"04_label_errors": "ensemble", "09_one_experiment": "confidence"}.items():
+        found = reopen.read(steps / name)
+        assert found.detector == params and len(found.images) == SMALL["subset"]
+        assert (found.images.labels_given != found.images.labels_true).mean() > 0.3
+        assert found.features.shape[0] == SMALL["subset"] and found.learn(found.images.labels_given)["right"] > 0.1
+
+
+def test_the_explorer_computes_what_is_missing_and_shows_it_still(tmp_path):
+    """The whole of it from clean, everything small; again, nothing is computed and no plane drawn."""
+    small = tmp_path / "small.yaml"
+    small.write_text(
+        "title: Small\n"
+        "parameters: {dataset: digits, subset: 300, width: 4, batch_size: 64, device: cpu}\n"
+        "stages:\n"
+        "  simclr: {notebook: 02_pretrain, parameters: {method: simclr, data_run: '', epochs: 2, projection: 32}}\n"
+        "grids:\n"
+        "- notebook: 09_one_experiment\n"
+        "  parameters: {init: simclr, pretrain_run: '@simclr', mode: linear, epochs: 2, detectors: ensemble}\n"
+    )
+    out = execute("12_explorer", tmp_path, sweep=str(small), sweep_run="sweep")
+    assert len(list((tmp_path / "sweep").glob("*/*/notebook.ipynb"))) == 2
+    shown = [output["data"] for c in cells(out, "code") for output in c["outputs"] if "data" in output]
+    stills = ["".join(data["text/html"]) for data in shown if "ptglab-still" in "".join(data.get("text/html", ""))]
+    assert len(stills) == 1 and stills[0].count('data-row="') == 20 and stills[0].count("<img") == 22
+    assert not any("widget" in kind for data in shown for kind in data)
+    run = runs.Run(tmp_path / "runs" / "12_explorer")
+    assert {path.stem for path in (run.path / "figures").glob("*.png")} == {"images", "selected", "plane", "accuracy"}
+    table, flagged = (
+        pd.read_csv(run.path / "figures" / "plane.csv"),
+        reopen.read(next((tmp_path / "sweep" / "cells").iterdir())),
+    )
+    assert np.allclose(table[["x", "y"]], run.array("plane"))
+    assert (table["flagged"] == flagged.suspects("ensemble").flagged).all()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
+    execute("12_explorer", tmp_path, sweep=str(small), sweep_run="sweep")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
