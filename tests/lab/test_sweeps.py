@@ -343,6 +343,7 @@ def test_without_dask_the_mend_is_named(planned, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_goes_ends_the_sweep_in_a_line(planned, tmp_path, local, monkeypatch):
     entered, leave = threading.Event(), threading.Event()
     monkeypatch.setattr(sweeps, "execute", lambda *_: (entered.set(), leave.wait(300), (1.0, "", ""))[-1])
