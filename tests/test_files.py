@@ -1,13 +1,16 @@
 """Files: whole or not at all, refusals in one line, and one process at a time in a folder."""
 
 import errno
+import math
+import multiprocessing
 import os
 import re
-import subprocess
 import sys
-from contextlib import suppress
+import threading
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from expected import refused
 
@@ -98,84 +101,98 @@ def test_place_on_the_disk_is_taken(tmp_path):
         assert (tmp_path / "file").stat().st_blocks * 512 >= 100_000
 
 
+def test_a_table_comes_back_as_it_was(tmp_path):
+    texts = ["né, plain", "=1+1", "'=x", "-", None, 'a "b"\nc']
+    table = pd.DataFrame({"epoch": range(6), "accuracy": [0.1 + 0.2, np.nan, 1, 2, 3, 4], "recipe": texts})
+    table.index += 7
+    files.write_csv(tmp_path / "a.csv", table)
+    assert (tmp_path / "a.csv").read_text().splitlines()[:3] == [
+        '"epoch","accuracy","recipe"', '0,0.30000000000000004,"né, plain"', '1,"","\'=1+1"']  # fmt: skip
+    back = files.read_csv(tmp_path / "a.csv")
+    pd.testing.assert_frame_equal(back, table.reset_index(drop=True), check_exact=True, check_dtype=False)
+
+
+def test_a_table_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    def torn(table, path, **options):
+        path.write_text("epoch,accu")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    files.write_csv(tmp_path / "a.csv", pd.DataFrame({"epoch": [1]}))
+    monkeypatch.setattr(pd.DataFrame, "to_csv", torn)
+    refused(f"cannot write {tmp_path}: the disk is full", call=files.write_csv)(tmp_path / "a.csv", pd.DataFrame())
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.csv", '"epoch"\n1\n')]
+
+
 # ---- locks
 
-HOLDS = """
-import sys
-from pathlib import Path
-from ptglab import files
-files.PATIENCE = float(sys.argv[2])
-try:
-    files.hold(Path(sys.argv[1]), "process")
-except Exception as error:
-    print(error, flush=True)
-    sys.exit(2)
-print("held", flush=True)
-sys.stdin.readline()
-"""
+
+def taken(folder: Path, message) -> None:
+    """Hold a folder in a process of its own until that is killed; say what came of it."""
+    files.PATIENCE = 0
+    try:
+        held = files.hold(folder, "process")
+        message.send("held")
+    except InputError as error:
+        message.send(str(error))
+    message.recv()
+    del held
 
 
 @pytest.fixture
 def holder(tmp_path):
-    """Return a function that starts a process which tries to hold a folder, and what it says first."""
-    started = []
+    """Return a function that starts a process which tries to hold a folder, and what it says."""
+    started, context = [], multiprocessing.get_context("spawn")
 
-    def start(patience: float = 0):
-        command = [sys.executable, "-c", HOLDS, str(tmp_path), str(patience)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        started.append(process)
-        return process, process.stdout.readline().strip()
+    def start():
+        here, there = context.Pipe()
+        process = context.Process(target=taken, args=(tmp_path, there))
+        process.start()
+        started.append((process, here))
+        return process, here.recv()
 
     yield start
-    for process in started:
-        with suppress(OSError):
-            process.kill()
-        process.communicate()
+    for process, _ in started:
+        process.kill()
+        process.join()
 
 
 def test_a_second_process_is_told_who_holds_a_folder_and_a_dead_ones_lock_is_free(tmp_path, holder):
     first, said = holder()
     assert said == "held"
-    second, said = holder()
-    assert re.fullmatch(
-        f"another process is at work in {re.escape(str(tmp_path))}: process {first.pid} on .+, "
-        r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", said
-    )  # fmt: skip
-    assert second.wait(60) == 2
-    first.kill()
-    first.wait(60)
+    line = f"another process is at work in {re.escape(str(tmp_path))}: process {first.pid} on .+, since .+"
+    assert re.fullmatch(line, holder()[1])
+    waiting = threading.Thread(target=first.kill)
+    waiting.start()
+    with files.lock(tmp_path, "process", math.inf):  # who has patience gets it once the holder is dead
+        assert holder()[1].startswith("another process is at work")
+    waiting.join()
     assert holder()[1] == "held"
 
 
-def test_a_process_waits_for_one_that_is_about_to_end(holder):
-    first, _ = holder()
-    command = f"import os, time; time.sleep(3); os.kill({first.pid}, 9)"
-    with subprocess.Popen([sys.executable, "-c", command]):
-        assert holder(patience=120)[1] == "held"
-
-
-def test_a_process_does_not_lock_itself_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "PATIENCE", 0)
-    for _ in range(3):
-        files.hold(tmp_path, "process")
-    (tmp_path / ".lock").unlink()  # as when the folder is deleted and the notebook executed again
-    files.hold(tmp_path, "process")
+def test_a_process_does_not_lock_itself_out(tmp_path):
+    held = [files.hold(tmp_path, "process") for _ in range(3)]
+    for path in list(tmp_path.iterdir()):  # as when the folder is deleted and the notebook executed again
+        path.unlink()
+    held.append(files.hold(tmp_path, "process"))
     refused("another sweep is at work", f"process {os.getpid()}", call=files.lock)(tmp_path, "sweep")
+    held.clear()
+    with files.lock(tmp_path, "sweep"):
+        pass
 
 
 def test_where_the_file_system_knows_no_locks_work_goes_on(tmp_path, monkeypatch):
     def unknown(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(files.fcntl, "flock", unknown)
-    files.lock(tmp_path, "process").close()
-    monkeypatch.setattr(files, "fcntl", None)
-    files.lock(tmp_path, "process").close()
+    monkeypatch.setattr("fcntl.flock", unknown)
+    for _ in range(2):
+        with files.lock(tmp_path, "process"):
+            files.hold(tmp_path, "process")
 
 
 def test_a_folder_that_cannot_be_written_cannot_be_locked(tmp_path, monkeypatch):
     def read_only(*args, **options):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("builtins.open", read_only)
-    refused(f"cannot write {tmp_path}: it can only be read", call=files.lock)(Path(tmp_path), "process")
+    monkeypatch.setattr(os, "open", read_only)
+    refused(f"cannot write {tmp_path}: it can only be read", call=files.lock)(tmp_path, "process")

@@ -4,7 +4,7 @@ A run is the code of a notebook in a process of its own, or a sweep by the comma
 at a moment drawn between its start and the time that the undisturbed run took, until its last stage is finished once;
 then the folders are compared: weights, arrays, records and results to the bit, times aside.
 
-By itself, `python tests/kill_harness.py 20 FOLDER` prints the table of that many kills.
+By itself, `python tests/helpers/kill_harness.py 20 FOLDER` prints the table of that many kills.
 """
 
 import contextlib
@@ -20,20 +20,15 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import pandas as pd
 import sklearn.datasets  # noqa: F401 - as what follows, once for every run, which is forked
 import yaml
+from safetensors import safe_open
 
+from ptglab import files
 from ptglab.data import noise  # noqa: F401
-from ptglab.detect import cleaning as recipes  # noqa: F401
-from ptglab.detect import label_errors  # noqa: F401
+from ptglab.detect import cleaning, label_errors  # noqa: F401
 from ptglab.lab import notebooks, runs
-from ptglab.train import (
-    finetune,  # noqa: F401
-    predict,  # noqa: F401
-    pretrain,  # noqa: F401
-    tensors,
-)
+from ptglab.train import finetune, predict, pretrain  # noqa: F401
 
 TIMES = ["seconds", "images_per_second", "seconds_pretrain", "seconds_finetune", "seconds_detect", "commit"]
 TINY = {"subset": 128, "width": 2, "batch_size": 32}
@@ -92,8 +87,7 @@ def begin_sweep(plan: dict, out: Path) -> int:
     """Start a sweep by the command line in a session of its own, and return its process id."""
     spec = out.with_suffix(".yaml")
     spec.write_text(yaml.safe_dump(plan))
-    code = "import sys; from ptglab.cli import main; sys.argv[0] = 'ptglab'; main()"
-    command = [sys.executable, "-c", code, "sweep", str(spec), "--out", str(out)]
+    command = [sys.executable, "-m", "ptglab", "sweep", str(spec), "--out", str(out)]
     with open(out.with_suffix(".log"), "a") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True).pid
 
@@ -126,13 +120,13 @@ def left(folder: Path) -> dict:
         if path.suffix == ".npy":
             found[name] = np.load(path).tobytes()
         elif path.suffix == ".safetensors":
-            weights, about = tensors.load(path)
-            found[name] = about, {k: v.numpy().tobytes() for k, v in weights.items()}
+            with safe_open(path, "np") as file:
+                found[name] = file.metadata(), {key: file.get_tensor(key).tobytes() for key in file.keys()}  # noqa: SIM118
         elif path.name == "metrics.jsonl":
             rows = {(row := json.loads(line))["epoch"]: row for line in path.read_text().splitlines()}
             found[name] = [{k: v for k, v in rows[epoch].items() if k not in TIMES} for epoch in sorted(rows)]
         elif path.name == "results.csv" or path.name == "curves.csv":
-            found[name] = pd.read_csv(path).drop(columns=TIMES, errors="ignore").to_csv()
+            found[name] = files.read_csv(path).drop(columns=TIMES, errors="ignore").to_csv()
         elif path.name != "log.txt":
             found[name] = path.is_dir()
     return found

@@ -30,7 +30,6 @@ one-bad-image            one image of a folder is none
 """
 
 import errno
-import json
 import os
 import re
 import signal
@@ -45,6 +44,7 @@ import pytest
 import torch
 from expected import refused
 from PIL import Image
+from tiny_notebooks import gone, until, write_notebook
 from torch import nn
 
 from ptglab import data, files
@@ -110,18 +110,17 @@ def steps(run, epochs, few, seed=0):
 @fault("full-disk-checkpoint")
 def test_checkpoint(fault, run, few, full_disk, monkeypatch, tmp_path):
     """In the third of four epochs; with room again, the run ends as one that never was disturbed."""
-    write, count = files.write, []
+    replace, count = os.replace, []
 
-    def third_is_full(path, save):
-        count.append(path)
-        if len(count) == 3:
-            full_disk()
-        write(path, save)
+    def third_is_full(source, target):
+        count.append(str(target) == str(run.checkpoint))
+        if sum(count) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("ptglab.train.tensors.write", third_is_full)
+        patch.setattr(os, "replace", third_is_full)
         refused(f"cannot write {run.path}: {FULL}", call=steps)(run, 4, few)
-    monkeypatch.undo()
     assert "checkpoint.previous.safetensors" in names(run.path) and len(run.records()) == 3
     resumed, whole = steps(run, 4, few, seed=5), steps(runs.start(tmp_path / "whole"), 4, few)
     assert all(torch.equal(resumed[k], whole[k]) for k in whole)
@@ -173,34 +172,22 @@ def test_a_disk_that_is_really_full(fault, tmp_path, few):
         assert names(run.path / "arrays") == {"probs.npy"} and run.array("probs").sum() == 1000
         assert not run.weights.exists()
     finally:
-        for held in list(files._held):
-            if held[0] == os.stat(disk).st_dev:
-                os.close(files._held.pop(held))
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-LIMITED = """
-import resource, sys
-import numpy as np
-from ptglab.lab import runs
-run = runs.start(sys.argv[1], seed=0)
-run.save_array("probs", np.ones(10))
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-for save in (lambda: run.save_array("features", np.ones(100_000)), lambda: run.growing_array("history", (1000, 1000))):
-    try:
-        save()
-    except Exception as error:
-        print(type(error).__name__, error)
-"""
-
-
 @fault("file-size-limit")
-def test_a_limit(fault, tmp_path):
-    pytest.importorskip("resource")
-    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, timeout=300)
-    line = f"InputError cannot write {tmp_path / 'arrays'}: a file would be larger than is allowed there; "
-    assert [said.startswith(line) for said in done.stdout.splitlines()] == [True, True], done.stdout + done.stderr
-    assert names(tmp_path / "arrays") == {"probs.npy"}
+def test_a_limit(fault, run):
+    """The system then sends SIGXFSZ, which Python ignores, and refuses to write."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    line = f"cannot write {run.path / 'arrays'}: a file would be larger than is allowed there"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        refused(line, call=run.save_array)("features", np.ones(100_000))
+        refused(line, call=run.growing_array)("history", (1000, 1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert names(run.path / "arrays") == {"probs.npy"}
 
 
 @fault("read-only-folder")
@@ -323,94 +310,68 @@ def test_the_clock_is_set(fault, run, few, tmp_path, monkeypatch):
     assert (run.records()["seconds"] > 0).all() and (run.records()["seconds"] < 1000).all()
 
 
-START = "import sys; from ptglab import runs; runs.start(sys.argv[1], seed=0); print('held', flush=True); input()"
-
-
-@fault("two-processes")
-def test_two_processes(fault, tmp_path, monkeypatch):
-    command = [sys.executable, "-c", START, str(tmp_path / "run")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n"
-        monkeypatch.setattr(files, "PATIENCE", 0)
-        line = f"another process is at work in {tmp_path / 'run'}: process {other.pid} on "
-        refused(line, ", since ", call=runs.start)(tmp_path / "run", seed=0)
-        assert runs.Run(tmp_path / "run").params == {"seed": 0}  # who only reads needs no lock
-        other.kill()
-    for _ in range(2):  # the dead one's is taken over; a notebook may be executed twice in one kernel
-        assert runs.start(tmp_path / "run", seed=0).params == {"seed": 0}
-
-
+# A cell that records epochs until it is stopped, and says that it does.
 NOTEBOOK = """
-import os, pathlib, time
+import os, time
 from ptglab.lab import runs
 run = runs.start(run_dir)
 def steps():
-    for epoch in range(1, 10_000):
+    for epoch in range(1, 1_000_000):
         yield {"epoch": epoch}
         (run.path / "pid").write_text(str(os.getpid()))
         time.sleep(0.05)
 run.follow(steps(), "train", 10_000)
 """
-COMMAND = "import sys; from ptglab.cli import main; sys.argv[0] = 'ptglab'; main()"
 
 
-def write_notebook(path: Path) -> None:
-    def cell(source, tags=()):
-        return {"cell_type": "code", "id": f"c{len(source)}", "metadata": {"tags": list(tags)}, "source": source,
-                "outputs": [], "execution_count": None}  # fmt: skip
-
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    cells = [cell('run_dir = "run"  # where', ["parameters"]), cell(NOTEBOOK)]
-    path.write_text(json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
+@pytest.fixture
+def long(tmp_path):
+    """The command that executes such a notebook in `tmp_path`/run, and the process of its kernel, which is at work."""
+    write_notebook(tmp_path / "long.ipynb", 'run_dir = "run"  # where', NOTEBOOK)
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "ptglab", "run", "long.ipynb", "out/nb.ipynb", "-p", f"run_dir={run}"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, **options) as process:
+        kernel = int(until(lambda: (run / "pid").exists() and (run / "pid").read_text()))
+        yield process, kernel
+        process.kill()
 
 
-def until(condition, seconds: float = 240) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
+@fault("two-processes")
+def test_two_processes(fault, tmp_path, monkeypatch, long):
+    process, kernel = long
+    monkeypatch.setattr(files, "PATIENCE", 0)
+    line = f"another process is at work in {tmp_path / 'run'}: process {kernel} on "
+    refused(line, ", since ", call=runs.start)(tmp_path / "run")
+    assert runs.Run(tmp_path / "run").params == {}  # who only reads needs no lock
+    os.kill(kernel, signal.SIGKILL)
+    process.wait()
+    for _ in range(2):  # the dead one's lock is free; a notebook may be executed twice in one kernel
+        assert runs.start(tmp_path / "run").params == {}
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what becomes of kernels is told from /proc")
 @pytest.mark.parametrize(
     ("fault", "victim", "number", "status", "said"),
     [
-        (
-            "kernel-killed",
-            "kernel",
-            signal.SIGKILL,
-            2,
-            "ptglab: the kernel of long.ipynb died in cell 3: ",
-        ),
+        ("kernel-killed", "kernel", signal.SIGKILL, 2, "ptglab: the kernel of long.ipynb died in cell 3: "),
         ("terminated", "command", signal.SIGTERM, 130, "ptglab: stopped; run again, it goes on where it was"),
         ("terminated", "command", signal.SIGINT, 130, "ptglab: stopped; run again, it goes on where it was"),
         ("terminated", "kernel", signal.SIGTERM, 130, "ptglab: stopped; run again, it goes on where it was"),
     ],
 )
-def test_while_a_cell_runs(fault, victim, number, status, said, tmp_path):
+def test_while_a_cell_runs(fault, victim, number, status, said, tmp_path, long):
     """One line, its status, no kernel left, no copy half-executed; what was recorded is whole."""
-    write_notebook(tmp_path / "long.ipynb")
-    run = runs.Run(tmp_path / "run")
-    command = [sys.executable, "-c", COMMAND, "run", "long.ipynb", "out/nb.ipynb", "-p", f"run_dir={run.path}"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    pid = run.path / "pid"
-    until(lambda: pid.exists() and pid.read_text())
-    kernel = int(pid.read_text())
+    process, kernel = long
     os.kill(kernel if victim == "kernel" else process.pid, number)
-    _, err = process.communicate(timeout=240)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == status, err
     lines = [line for line in err.splitlines() if line.startswith("ptglab:")]
     assert len(lines) == 1 and lines[0].startswith(said)
     assert "Traceback" not in err, err
     until(lambda: gone(kernel))
     assert not (tmp_path / "out").exists() or names(tmp_path / "out") <= {"failed-nb.ipynb"}
+    run = runs.Run(tmp_path / "run")
     epochs = run.records()["epoch"].tolist()
     assert epochs == list(range(1, len(epochs) + 1)) and epochs
     runs.start(run.path, run_dir=str(run.path))  # its lock is free

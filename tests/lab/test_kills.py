@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments end, run again, in what they would have been; see kill_harness."""
+"""Runs that are killed at random moments and run again leave what undisturbed ones do; see kill_harness."""
 
 import os
 import subprocess
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
+HARNESS = Path(__file__).parents[1] / "helpers" / "kill_harness.py"
 
 
 def table(kills: int, folder: Path, seconds: int) -> list[str]:
     """Return the rows of the harness's table, which it runs in a process of its own: it forks."""
-    command = [sys.executable, str(TESTS / "kill_harness.py"), str(kills), str(folder / "kills")]
-    environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(HARNESS), str(kills), str(folder / "kills")]
+    environment = os.environ | {"PYTHONPATH": str(HARNESS.parents[2]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     print(done.stdout)
@@ -21,7 +21,7 @@ def table(kills: int, folder: Path, seconds: int) -> list[str]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the harness forks")
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.soak)])
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, kills):
     rows = table(kills, tmp_path, 1200 if kills < 4 else 7200)
     assert len(rows) == kills and all(row.endswith("  yes") for row in rows), "\n".join(rows)

@@ -303,8 +303,8 @@ def test_images_that_are_not_there_are_refused(write, tmp_path):
 MISSPELT = {
     "top level": (("parametres", {}), ["in the sweep 'parametres'", "'parameters'"]),
     "in a stage": (("stages", "simclr", "share", ["seed"]), ["in stages.simclr 'share'", "'shares'"]),
-    "in a grid": (("grids", 1, "second", 3), ["in grids.1 'second'", "'seconds'"]),
-    "shares in a grid": (("grids", 0, "shares", ["seed"]), ["in grids.0 'shares'"]),
+    "in a grid": (("grids", 1, "second", 3), ["in grids.2 'second'", "'seconds'"]),
+    "shares in a grid": (("grids", 0, "shares", ["seed"]), ["in grids.1 'shares'"]),
     "the sweep's parameter": (("parameters", "widht", 4), ["of any notebook of the sweep 'widht'", "'width'"]),
     "a stage's parameter": (("stages", "simclr", "parameters", "epohcs", 3), ["of 02_pretrain 'epohcs'", "'epochs'"]),
     "a grid's parameter": ((*LAST, "noise_rat", [0.1]), [f"of {ONE} 'noise_rat'", "'noise_rate'"]),
