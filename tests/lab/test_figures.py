@@ -75,20 +75,9 @@ def test_embedding_names_every_class(ax):
     assert [t.get_text() for t in ax.texts] == ["a", "b", "c"]
 
 
-def test_flags_are_drawn_above_the_rest(ax):
-    flagged = np.arange(10) < 3
-    figures.embedding_flags(ax, np.zeros((10, 2)), flagged, "t")
-    assert [len(c.get_offsets()) for c in ax.collections] == [7, 3]
-
-
 def test_precision_recall_marks_the_flags(ax):
     figures.precision_recall(ax, {"a": ([0, 1], [1, 0.5])}, {"a": (0.8, 0.9)})
     assert [float(v[0]) for v in ax.lines[1].get_data()] == [0.8, 0.9]
-
-
-def test_caption_says_the_parameters(ax):
-    figures.caption(ax.figure, noise_rate=0.4, seed=0)
-    assert ax.figure.texts[0].get_text() == "noise rate 0.4, seed 0"
 
 
 def test_class_names_do_not_cover_each_other(ax):
@@ -97,13 +86,6 @@ def test_class_names_do_not_cover_each_other(ax):
     ax.figure.canvas.draw()
     boxes = [t.get_window_extent() for t in ax.texts]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-
-
-def test_long_captions_break_at_the_arrow():
-    figure, axes = plt.subplots(1, 2)
-    figures.gallery(axes, np.zeros((2, 1, 4, 4), np.uint8), ["truck → “automobile”", "cat → “dog”"])
-    assert axes[0].get_title() == "truck\n→ “automobile”" and axes[1].get_title() == "cat\n→ “dog”"
-    plt.close(figure)
 
 
 @pytest.mark.parametrize("slowest, ticks", [(0.9, ["0.1", "0.2", "0.5", "1"]), (90, ["0.1", "1", "10", "100"])])
@@ -142,12 +124,6 @@ def test_scores_count_what_is_flagged_and_draw_a_threshold_where_there_is_one(ax
     heights = [sum(bar.get_height() for bar in bars) for bars in ax.containers]
     assert heights == [flagged.sum(), (~flagged).sum()]
     assert [line.get_xdata()[0] for line in ax.lines] == ([0.2] if threshold else [])
-
-
-@pytest.mark.parametrize("flagged", [False, True])
-def test_scores_of_which_all_or_none_are_flagged(ax, flagged):
-    figures.scores(ax, np.zeros(5), np.full(5, flagged), "score")
-    assert not ax.lines
 
 
 def test_short_names_fit_on_a_line_and_are_no_formulas(ax):

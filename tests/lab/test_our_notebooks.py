@@ -105,6 +105,7 @@ def test_a_second_run_reuses_what_is_finished(steps):
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
+@pytest.mark.slow
 def test_labels_of_other_images_are_refused(steps):
     with pytest.raises(papermill.PapermillExecutionError, match="holds labels of other images"):
         execute("02_pretrain", steps.parent, run_dir="runs/other", subset=200, width=8, epochs=1)
@@ -119,6 +120,7 @@ def test_papermill_alone_is_stopped_at_an_unknown_parameter(name, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_quickstart_tells_the_story(tmp_path):
     execute("00_quickstart", tmp_path, run_dir="demo", epochs=2, epochs_finetune=2, noise_seeds=2, **SMALL)
     results = pd.read_csv(tmp_path / "demo" / "results.csv")
@@ -142,6 +144,7 @@ def audited(tmp_path_factory) -> tuple[Path, np.ndarray]:
     return folder, digits.labels_given
 
 
+@pytest.mark.slow
 def test_an_audit_finds_the_wrong_labels(audited):
     folder, truth = audited
     table = pd.read_csv(folder / "out" / "suspects.csv", dtype={"given": int, "suggested": int})
@@ -153,11 +156,16 @@ def test_an_audit_finds_the_wrong_labels(audited):
     assert 2 * hits / (wrong.sum() + table["flagged"].sum()) > 0.9
     assert (table["suggested"] == true)[wrong & table["flagged"]].mean() > 0.9
     assert pd.read_csv(folder / "out" / "unreadable.csv")["id"].tolist() == ["3/broken.png"]
-    told = json.loads((folder / "out" / "summary.json").read_text())
-    assert told["images"] == 400 and told["unreadable"] == 1 and told["method"] == "patches"
-    assert told["low"] <= wrong.mean() <= told["high"] and sum(n for *_, n in told["confusions"]) <= told["flagged"]
+    summary = json.loads((folder / "out" / "summary.json").read_text())
+    assert summary["images"] == 400 and summary["unreadable"] == 1 and summary["method"] == "patches"
+    assert summary["low"] <= wrong.mean() <= summary["high"]
+    assert sum(n for *_, n in summary["confusions"]) <= summary["flagged"]
+        summary["low"] <= wrong.mean() <= summary["high"]
+        and sum(n for *_, n in summary["confusions"]) <= summary["flagged"]
+    )
 
 
+@pytest.mark.slow
 def test_an_audit_leaves_everything(audited):
     out = audited[0] / "out"
     left = {"suspects.csv", "unreadable.csv", "gallery.html", "duplicates.csv", "outliers.csv", "label_studio.json",
@@ -167,6 +175,7 @@ def test_an_audit_leaves_everything(audited):
     assert drawn == {"images", "views", "scores", "confusions", "suspects", "umap"}
 
 
+@pytest.mark.slow
 def test_an_audit_goes_on_with_another_flag_and_refuses_other_images(audited, tmp_path):
     folder = shutil.copytree(audited[0], tmp_path / "copy")
     features = folder / "out" / "features" / "arrays" / "features.npy"
@@ -183,16 +192,18 @@ def test_an_audit_goes_on_with_another_flag_and_refuses_other_images(audited, tm
         execute("06_audit_your_images", folder, **again, seed=1)
 
 
+@pytest.mark.slow
 def test_a_network_may_be_pretrained_for_an_audit(tmp_path):
     """And tuned fold by fold; on the digits, whose labels are right."""
     small = {"width": 4, "epochs": 1, "budget": "thorough"}
     execute("06_audit_your_images", tmp_path, method="barlow_twins", start="scratch", **small)
     run = runs.Run(tmp_path / "runs" / "06_audit_your_images")
     assert len(run.stage("pretrain").records()) == 1 and run.stage("features").array("features").shape == (1437, 32)
-    told = json.loads((run.path / "summary.json").read_text())
-    assert told["method"] == "barlow_twins" and told["start"] == "nothing"
+    summary = json.loads((run.path / "summary.json").read_text())
+    assert summary["method"] == "barlow_twins" and summary["start"] == "nothing"
 
 
+@pytest.mark.slow
 def test_speed_is_measured_and_drawn(tmp_path):
     """Everything at its smallest; lightly's epoch runs in a process of its own, started from the kernel."""
     execute("08_speed", tmp_path, subset=128, width=4, epochs=1, batch_size=32, scale=0.0001, largest=2500)
@@ -203,6 +214,7 @@ def test_speed_is_measured_and_drawn(tmp_path):
     assert set(pd.read_csv(figures / "cost.csv")["work"]) >= {"SSL epoch", "linear heads", "pixels a side"}
 
 
+@pytest.mark.slow
 def test_downstream_uses_are_measured_and_drawn(tmp_path):
     """Few labels, the order of checking, propagated labels; everything small."""
     few = {"counts": "1,5", "draws": 2, "draws_scratch": 1, "steps": 3}
@@ -227,6 +239,7 @@ def test_downstream_uses_are_measured_and_drawn(tmp_path):
     assert (results["auroc"] > 0.7).all()
 
 
+@pytest.mark.slow
 def test_suspects_are_reviewed_without_a_browser(audited):
     """Of the audit of a folder: a still page, and what taking 40 suggestions would do; decisions stay in force."""
     folder, truth = audited
@@ -262,6 +275,7 @@ def test_suspects_are_reviewed_without_a_browser(audited):
     assert sorted((folder / "photos").rglob("*.png")) == photos
 
 
+@pytest.mark.slow
 def test_runs_of_notebooks_4_and_9_can_be_reviewed(steps):
     """What they leave is opened, and their suspects are those they drew."""
     execute("09_one_experiment", steps.parent, subset=SMALL["subset"], width=4, epochs=1, epochs_fold=1)
@@ -272,6 +286,7 @@ def test_runs_of_notebooks_4_and_9_can_be_reviewed(steps):
         assert found.features.shape[0] == SMALL["subset"] and found.learn(found.images.labels_given)["right"] > 0.1
 
 
+@pytest.mark.slow
 def test_the_explorer_computes_what_is_missing_and_shows_it_still(tmp_path):
     """The whole of it from clean, everything small; again, nothing is computed and no plane drawn."""
     small = tmp_path / "small.yaml"

@@ -1,12 +1,9 @@
 """What a sweep's file stands for, cell by cell; and every mistake in one, in a line, before anything runs."""
 
-import ast
 import copy
 import json
 import math
 import re
-import time
-import warnings
 from itertools import product
 from pathlib import Path
 
@@ -18,10 +15,6 @@ from PIL import Image
 
 from ptglab import data
 from ptglab.lab import notebooks, spec
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import papermill.translators
 
 ONE = "09_one_experiment"
 SWEEP = {
@@ -199,42 +192,6 @@ def test_folders_do_not_depend_on_how_the_same_is_said(write, changes):
     assert {which: after[which] for which in before} == before
 
 
-@pytest.mark.parametrize(("name", "value"), [("epochs", 3), ("noise_kind", "pair_flip"), ("folds", 4)])
-def test_other_parameters_are_other_folders(write, name, value):
-    before, after = (set(names(read_and_plan(write(*change)))) for change in ([], [("parameters", name, value)]))
-    assert len(before) == len(after) == 12 and not before & after
-
-
-def test_whole_numbers_and_reals_are_the_same_cell(write):
-    whole, real = (
-        read_and_plan(write((*LAST, "noise_rate", rates), ("stages", "simclr", "parameters", "learning_rate", rate)))
-        for rates, rate in (([0, 1], 1), ([0.0, 1.0], 1.0))
-    )
-    assert whole == real
-    assert [cell.parameters["noise_rate"] for cell in whole[-2:]] == [0.0, 1.0]
-    assert all(isinstance(cell.parameters["noise_rate"], float) for cell in whole[4:])
-
-
-@pytest.mark.parametrize("values", [("seed", [0, 1, 0]), ("noise_rate", [1, 0.5, 1.0])], ids=str)
-def test_the_same_cell_twice_is_refused(write, values):
-    refuse("two cells of the sweep are the same", "cells/simclr-")(write((*LAST, *values)))
-
-
-def test_the_same_cell_in_two_grids_is_refused(write):
-    grid = {"notebook": ONE, "parameters": {"init": "scratch", "noise_rate": [0.4, 0.6], "seed": 1}}
-    refuse("two cells of the sweep are the same", "cells/scratch-", "noise_rate0.6")(
-        write(("grids", [*SWEEP["grids"], grid]))
-    )
-
-
-def test_a_cell_is_finished_once_its_notebook_is_there(write, tmp_path):
-    cell, other = read_and_plan(write())[:2]
-    (tmp_path / cell.name).mkdir(parents=True)
-    assert not cell.finished(tmp_path)
-    (tmp_path / cell.name / "notebook.ipynb").touch()
-    assert cell.finished(tmp_path) and not other.finished(tmp_path)
-
-
 # ---- files
 
 
@@ -332,26 +289,6 @@ def test_unknown_names_are_refused_with_the_nearest(write, case):
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong"),
-    [(["title"], "titel"), (["grids"], "grid"), (["grids", 0, "notebook"], "notbook"),
-     (["stages", "simclr", "notebook"], "notebok")],
-    ids=str,
-)  # fmt: skip
-def test_a_misspelt_name_is_named_rather_than_the_one_that_is_missing(write, right, wrong):
-    value = SWEEP
-    for name in right:
-        value = value[name]
-    refuse(f"'{wrong}'", f"did you mean '{right[-1]}'")(write((*right, None), (*right[:-1], wrong, value)))
-
-
-@pytest.mark.parametrize(
-    ("parameters", "words"), [({"epohcs": 3}, ["'epohcs'"]), ({"method": "simclear"}, ["'simclear'"])], ids=str
-)
-def test_mistakes_in_a_stage_that_no_cell_names_are_refused(write, parameters, words):
-    refuse("unknown ", *words)(write(("stages", "other", {"notebook": "02_pretrain", "parameters": parameters})))
-
-
-@pytest.mark.parametrize(
     "reference", ["@{inti}", "@{init", "@{init.x}", "@{init[x]}", "@{init.__class__}", "@{init!r}", "@{}", "@{0}"]
 )
 def test_a_reference_to_what_is_no_parameter_is_refused(write, reference):
@@ -389,45 +326,6 @@ def test_values_of_another_type_are_refused(write, change, words):
     refuse(*words)(write(change))
 
 
-def test_a_list_without_values_is_refused(write):
-    refuse("grid 2 is empty", "'seed'")(write((*LAST, "seed", [])))
-
-
-def test_a_sweep_without_grids_is_refused(write):
-    refuse("no grids", "nothing to run")(write(("grids", [])))
-
-
-def test_lists_are_for_grids(write):
-    refuse("a stage has a list for 'method'", "only grids")(
-        write(("stages", "simclr", "parameters", "method", ["simclr"]))
-    )
-
-
-@pytest.mark.parametrize("change", [("parameters", "run_dir", "a"), ("stages", "simclr", "parameters", "run_dir", "a"),
-                                    (*LAST, "run_dir", ["a", "b"])], ids=str)  # fmt: skip
-def test_where_a_cell_runs_is_not_for_the_spec_to_say(write, change):
-    refuse("run_dir is the sweep's to choose", "--out")(write(change))
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("title: [a", ["mine.yaml cannot be read as YAML", "line 1"]),
-        ("a:\n\t- b", ["cannot be read as YAML", "'\\t'", "line 2"]),
-        ("a: *b", ["cannot be read as YAML", "undefined alias"]),
-        ("a: !!python/object/apply:os.getcwd []", ["cannot be read as YAML", "python/object"]),
-        (b"\xff\xfe\xff", ["cannot be read as YAML"]),
-        ("", ["mine.yaml is no sweep", "title, parameters, stages and grids"]),
-        ("- title", ["is no sweep"]),
-        ("title", ["is no sweep"]),
-    ],
-    ids=str,
-)
-def test_what_is_no_spec_is_refused(tmp_path, content, words):
-    (tmp_path / "mine.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
-    refuse(*words)(tmp_path / "mine.yaml")
-
-
 def test_a_sweep_that_is_not_there_is_refused(tmp_path):
     refuse("unknown sweep 'digit'", "did you mean 'digits'", "smoke")("digit")
     for path in ("no.yaml", "no/such", tmp_path / "no.yaml", tmp_path):
@@ -458,10 +356,6 @@ FOLDER = Path(__file__).parents[2] / "notebooks" / "sweeps"
 OURS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def test_ours_go_by_name():
-    assert spec.names() == OURS and {"digits", "smoke"} <= set(OURS)
-
-
 @pytest.mark.parametrize("name", OURS)
 def test_every_sweep_of_ours_is_one(name, monkeypatch):
     """As many cells as the lists say; those of data that is not here are planned without looking at it."""
@@ -482,13 +376,6 @@ def test_every_sweep_of_ours_is_one(name, monkeypatch):
     assert used == raw.get("stages", {}).keys()
 
 
-def test_a_start_without_its_stage_and_an_impossible_rate_are_refused(write):
-    refuse("init vicreg needs a pretrain_run", "'@vicreg'")(
-        write((*LAST, "init", ["vicreg"]), (*LAST, "pretrain_run", ""))
-    )
-    refuse("noise_rate is 1.5")(write((*LAST, "noise_rate", [0.2, 1.5])))
-
-
 # ---- files that are made to do harm
 
 
@@ -502,35 +389,8 @@ def test_aliases_of_aliases_are_not_written_out(tmp_path):
         merged += f"{level}: &{level} {{<<: [{', '.join([f'*{above}'] * 10)}]}}\n"
     for text in (lists, merged, "title: &a [*a]\n", "title: &a {b: *a}\n"):
         (tmp_path / "x.yaml").write_text(text)
-        start = time.perf_counter()
         refused("x.yaml cannot be read as YAML", "aliases stand for more", call=spec.read)(tmp_path / "x.yaml")
-        assert time.perf_counter() - start < 5
     refused("aliases stand for more", call=spec.read)("smoke", {"width": "[" + lists.replace("\n", ", ") + "]"})
-
-
-@pytest.mark.parametrize(
-    ("text", "word"),
-    [
-        ("title: " + "[" * 3_000, "YAML"),
-        ("title: 2001-99-99", "YAML"),
-        ("title: " + "9" * 5000, "YAML"),
-        ("title: !!python/object/apply:os.system ['touch marker']", "YAML"),
-        ("title: !!python/name:os.system", "YAML"),
-        ("title: " + "x" * 2_000_000, "longer than 1,048,576"),
-        ("? [a, b]\n: c", "YAML"),
-        ("", "no sweep"),
-    ],
-)
-def test_what_yaml_can_stand_for_is_refused_in_a_line(tmp_path, monkeypatch, text, word):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.yaml").write_text(text)
-    refused("x.yaml", word, call=spec.read)("x.yaml")
-    assert [path.name for path in tmp_path.iterdir()] == ["x.yaml"]
-
-
-@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1.0e+999", "9" * 400])
-def test_a_number_that_is_none_is_refused(value):
-    refused("'noise_rate'", "64 bits", call=read_and_plan)("smoke", {"noise_rate": value})
 
 
 @pytest.mark.parametrize("value", ["../../up", "/etc/passwd", "a/../../b", "..", "a\nb", "\0", "'; touch x; '", "{0}"])
@@ -544,11 +404,47 @@ def test_no_parameter_leads_a_cell_out_of_the_sweep(write, value):
 
 
 @pytest.mark.parametrize(
-    "value", ['"); import os; os.system("touch marker")', "a\nopen('marker', 'w')", "\u2028!touch marker"]
+    ("changes", "words"),
+    [
+        ([("grids", [])], ["no grids"]),
+        ([(*LAST, "seed", [])], ["grid 2 is empty", "'seed'"]),
+        ([(*LAST, "seed", [0, 1, 0])], ["two cells of the sweep are the same", "cells/simclr-"]),
+        ([(*LAST, "noise_rate", [1, 0.5, 1.0])], ["two cells of the sweep are the same"]),
+        ([("stages", "simclr", "parameters", "method", ["simclr"])], ["a list for 'method'"]),
+        ([("stages", "other", {"notebook": "02_pretrain", "parameters": {"epohcs": 3}})], ["'epohcs'"]),
+        ([("stages", "other", {"notebook": "02_pretrain", "parameters": {"method": "simclear"}})], ["'simclear'"]),
+        ([("parameters", "run_dir", "a")], ["run_dir is the sweep's to choose"]),
+        ([(*LAST, "run_dir", ["a", "b"])], ["run_dir is the sweep's to choose"]),
+        ([(*LAST, "init", ["vicreg"]), (*LAST, "pretrain_run", "")], ["init vicreg needs a pretrain_run", "'@vicreg'"]),
+        ([(*LAST, "noise_rate", [0.2, 1.5])], ["noise_rate is 1.5"]),
+        ([("title", None), ("titel", "Mine")], ["'titel'", "'title'"]),
+        ([("grids", 0, "notebook", None), ("grids", 0, "notbook", ONE)], ["'notbook'", "'notebook'"]),
+    ],
+    ids=str,
 )
-def test_a_value_of_a_sweep_becomes_one_literal(write, value):
-    grid = {"notebook": ONE, "parameters": {"init": "scratch", "pretrain_run": [value]}}
-    [cell] = read_and_plan(write(("stages", None), ("grids", [grid])))
-    code = papermill.translators.PythonTranslator.codify(cell.parameters)
-    assert {n.targets[0].id: ast.literal_eval(n.value) for n in ast.parse(code).body} == cell.parameters
-    assert cell.parameters["pretrain_run"] == value
+def test_a_plan_that_will_not_do_is_refused(write, changes, words):
+    refuse(*words)(write(*changes))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("title: [a", ["cannot be read as YAML", "line 1"]),
+        ("a: *b", ["cannot be read as YAML"]),
+        ("title: !!python/object/apply:os.system ['touch marker']", ["cannot be read as YAML", "python/object"]),
+        (b"\xff\xfe\xff", ["cannot be read as YAML"]),
+        ("title: " + "[" * 3_000, ["cannot be read as YAML"]),
+        ("title: 2001-99-99", ["cannot be read as YAML"]),
+        ("title: " + "9" * 5000, ["cannot be read as YAML"]),
+        ("title: " + "x" * 2_000_000, ["longer than 1,048,576"]),
+        ("? [a, b]\n: c", ["cannot be read as YAML"]),
+        ("", ["is no sweep"]),
+        ("- title", ["is no sweep"]),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_what_is_no_spec_is_refused_in_a_line(tmp_path, monkeypatch, content, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    refused("x.yaml", *words, call=spec.read)("x.yaml")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.yaml"]
