@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -108,7 +108,7 @@ def _dispatch(waiting: dict[str, Cell], out: Path, jobs: int, dask: str) -> Iter
                     failed.add(cell.name)
                     yield Event(waiting.pop(cell.name), "blocked", error=f"{min(broken)} failed")
                 elif unfinished.isdisjoint(cell.needs) and (dask or len(running) < jobs):
-                    running[start(cell)] = waiting.pop(cell.name)
+                    running[start(_placed(cell))] = waiting.pop(cell.name)
                     yield Event(cell, "started")
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 cell = running.pop(future)
@@ -120,6 +120,12 @@ def _dispatch(waiting: dict[str, Cell], out: Path, jobs: int, dask: str) -> Iter
                     seconds, error, where = 0.0, " ".join(f"{type(lost).__name__}: {lost}".split())[:300], ""
                 failed |= {cell.name} if error else set()
                 yield Event(cell, "failed" if error else "finished", seconds, error, where)
+
+
+def _placed(cell: Cell) -> Cell:
+    """Return `cell` with the absolute path of its notebook, unless that is one of ours, which goes by its name."""
+    own = Path(cell.notebook).suffix == ".ipynb"
+    return replace(cell, notebook=str(Path(cell.notebook).resolve())) if own else cell
 
 
 @contextmanager
@@ -144,10 +150,9 @@ def execute(cell: Cell, out: Path, jobs: int, stopped: Callable[[], bool]) -> tu
     if cell.finished(out):  # its result was lost with a worker
         return 0.0, "", where
     folder.mkdir(parents=True, exist_ok=True)
-    notebook = str(Path(cell.notebook).resolve()) if Path(cell.notebook).suffix == ".ipynb" else cell.notebook
     values = {n: str(out / v) if v in cell.needs else v for n, v in cell.parameters.items()} | {"run_dir": str(folder)}
     given = [word for name, value in values.items() for word in ("-p", f"{name}={value}")]
-    command = [sys.executable, "-m", "ptglab", "run", notebook, str(folder / "notebook.ipynb"), *given]
+    command = [sys.executable, "-m", "ptglab", "run", cell.notebook, str(folder / "notebook.ipynb"), *given]
     threads = str(max(1, engine.threads() // jobs))
     environment = os.environ | {"OMP_NUM_THREADS": threads, PARENT_ON_STDIN: "1"}
     with open(folder / "log.txt", "a+", encoding="utf-8", errors="replace") as log:

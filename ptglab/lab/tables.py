@@ -27,7 +27,7 @@ def arms(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def experiments(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one row an experiment of what `arms` returns: accuracies and times are the same for all its detectors."""
+    """Return one row an experiment of what `arms` returns; accuracies and times are the same for all its detectors."""
     return frame.drop_duplicates(["arm", "backbone", "loss", *SETTING])
 
 

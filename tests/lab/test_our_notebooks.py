@@ -160,9 +160,6 @@ def test_an_audit_finds_the_wrong_labels(audited):
     assert summary["images"] == 400 and summary["unreadable"] == 1 and summary["method"] == "patches"
     assert summary["low"] <= wrong.mean() <= summary["high"]
     assert sum(n for *_, n in summary["confusions"]) <= summary["flagged"]
-        summary["low"] <= wrong.mean() <= summary["high"]
-        and sum(n for *_, n in summary["confusions"]) <= summary["flagged"]
-    )
 
 
 @pytest.mark.slow
