@@ -80,6 +80,7 @@ def steps(tmp_path_factory) -> Path:
     return folder / "runs"
 
 
+@pytest.mark.slow
 def test_steps_hand_results_on(steps):
     results = pd.read_csv(steps / "04_label_errors" / "results.csv")
     assert list(results.columns) == runs.RESULT_COLUMNS
@@ -93,11 +94,13 @@ def test_steps_hand_results_on(steps):
     assert results["effective_rate"].between(0.3, 0.5).all()
 
 
+@pytest.mark.slow
 def test_steps_draw_their_figures(steps):
     drawn = {path.stem for path in steps.glob("*/figures/*.png")}
     assert drawn >= {"transition", "views", "curves", "accuracy", "noise_rate", "umap", "suspects", "precision_recall"}
 
 
+@pytest.mark.slow
 def test_a_second_run_reuses_what_is_finished(steps):
     before = {p: p.stat().st_mtime_ns for p in steps.glob("0[23]*/**/model.safetensors")}
     assert len(before) > 4
