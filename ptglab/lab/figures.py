@@ -25,13 +25,8 @@ STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 def style() -> None:
     """Set the look every figure shares: constrained layout, quiet titles, no edge on legends."""
-    rcParams.update({
-        "figure.constrained_layout.use": True,
-        "figure.facecolor": "white",
-        "axes.titlesize": 11,
-        "axes.labelsize": 10,
-        "legend.frameon": False,
-    })  # fmt: skip
+    rcParams.update({"figure.constrained_layout.use": True, "figure.facecolor": "white", "legend.frameon": False,
+                     "axes.titlesize": 11, "axes.labelsize": 10})  # fmt: skip
 
 
 def colours(names: Iterable[str]) -> list[str]:
