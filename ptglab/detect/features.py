@@ -20,7 +20,8 @@ def knn(labels: np.ndarray, features=None, neighbours: Neighbours | None = None,
     similarity, index = first_k(neighbours, features, k)
     votes = vote(similarity, labels[index], num_classes(labels))
     rows = probabilities.read(labels, votes)
-    return suspects(labels, votes, rows.margin, rows.margin < -probabilities.TIE, rows.best)
+    margin = probabilities.margin(labels, votes, rows)
+    return suspects(labels, votes, margin, margin < -probabilities.TIE, rows.best)
 
 
 def simifeat(labels: np.ndarray, features=None, neighbours: Neighbours | None = None, k: int = 10) -> Suspects:

@@ -36,7 +36,8 @@ def disagreement(labels: np.ndarray, probs: np.ndarray) -> Suspects:
     The baseline "predicted is not given" (C_confusion) of Northcutt et al. 2021 (arXiv 1911.00068), section 4.
     """
     rows = probabilities.read(labels, probs)
-    return suspects(labels, probs, rows.margin, rows.margin < -probabilities.TIE, rows.best)
+    margin = probabilities.margin(labels, probs, rows)
+    return suspects(labels, probs, margin, margin < -probabilities.TIE, rows.best)
 
 
 def confident_learning(labels: np.ndarray, probs: np.ndarray) -> Suspects:
@@ -74,7 +75,7 @@ def prune_by_noise_rate(labels: np.ndarray, probs: np.ndarray) -> Suspects:
     rows = probabilities.read(labels, probs)
     removals = probabilities.removals(labels, probs, rows)
     flagged = _largest_margins(labels, probs, removals) & rows.doubtful
-    return suspects(labels, probs, rows.margin, flagged, rows.best)
+    return suspects(labels, probs, probabilities.margin(labels, probs, rows), flagged, rows.best)
 
 
 def prune_both(labels: np.ndarray, probs: np.ndarray) -> Suspects:

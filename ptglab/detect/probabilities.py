@@ -19,44 +19,44 @@ BLOCK_ELEMENTS = 1 << 18  # probabilities read at a time by each thread: they fi
 
 @dataclass(frozen=True)
 class Read:
-    """For each row [N]: `own`, its label's probability; `other`, the largest other one; `best`, its likeliest class."""
+    """For each row [N]: `own`, its label's probability; `largest`, the largest one; `best`, the first such class."""
 
     own: np.ndarray
-    other: np.ndarray
+    largest: np.ndarray
     best: np.ndarray
-
-    @property
-    def margin(self) -> np.ndarray:
-        """[N]: the label's probability less the largest other one."""
-        return self.own - self.other
 
     @property
     def doubtful(self) -> np.ndarray:
         """bool [N]: the label is not the most probable class."""
-        return self.own < self.other - TIE
+        return self.own < self.largest - TIE
 
 
 def read(labels: np.ndarray, probs: np.ndarray) -> Read:
     """Return what the detectors need to know of each row. Raises InputError if a value is not finite."""
     n, block_rows = len(probs), max(1, BLOCK_ELEMENTS // probs.shape[1])
-    own, other, best = np.empty(n, probs.dtype), np.empty(n, probs.dtype), np.empty(n, np.int64)
+    own, largest, best = np.empty(n, probs.dtype), np.empty(n, probs.dtype), np.empty(n, np.int64)
 
     def read_block(start: int) -> None:
         rows = slice(start, start + block_rows)
-        block, y = np.array(probs[rows]), labels[rows]
-        if not np.isfinite(block).all():
+        block, each = probs[rows], np.arange(len(own[rows]))
+        own[rows], best[rows] = block[each, labels[rows]], block.argmax(1)
+        largest[rows] = block[each, best[rows]]  # NaN where there is one
+        if not (np.isfinite(largest[rows]).all() and np.isfinite(block.min())):
             raise InputError("probs holds values that are not finite")
-        each = np.arange(len(block))
-        own[rows] = block[each, y]
-        block[each, y] = -np.inf
-        rival = block.argmax(1)
-        other[rows] = block[each, rival]
-        first = (own[rows] > other[rows]) | ((own[rows] == other[rows]) & (y < rival))  # of equals, the first class
-        best[rows] = np.where(first, y, rival)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # NumPy works on blocks in parallel
         list(pool.map(read_block, range(0, n, block_rows)))
-    return Read(own, other, best)
+    return Read(own, largest, best)
+
+
+def margin(labels: np.ndarray, probs: np.ndarray, rows: Read) -> np.ndarray:
+    """Return [N]: the label's probability less the largest other one; `rows` is what `read` found."""
+    other, sure = rows.largest.copy(), np.flatnonzero(rows.best == labels)
+    for part in np.array_split(sure, 1 + len(sure) * probs.shape[1] // BLOCK_ELEMENTS):
+        block = probs[part]
+        block[np.arange(len(part)), labels[part]] = -np.inf
+        other[part] = block.max(1)
+    return rows.own - other
 
 
 def class_thresholds(labels: np.ndarray, own: np.ndarray, num_classes: int) -> np.ndarray:
@@ -70,9 +70,9 @@ def confident_classes(probs: np.ndarray, thresholds: np.ndarray, rows: Read) -> 
 
     Where several classes reach theirs, it is the most probable class. `rows` is what `read` found.
     """
-    least, largest = thresholds - probs.dtype.type(TIE), np.maximum(rows.own, rows.other)
-    guess = np.where(largest >= least[rows.best], rows.best, -1)
-    unsure = np.flatnonzero((guess < 0) & (largest >= least.min()))
+    least = thresholds - probs.dtype.type(TIE)
+    guess = np.where(rows.largest >= least[rows.best], rows.best, -1)
+    unsure = np.flatnonzero((guess < 0) & (rows.largest >= least.min()))
     for part in np.array_split(unsure, 1 + len(unsure) * probs.shape[1] // BLOCK_ELEMENTS):
         reached = probs[part] >= least
         several = reached.sum(1) > 1
