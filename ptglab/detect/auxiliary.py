@@ -1,6 +1,7 @@
 """Detectors that learn from labels made wrong on purpose: what tells planted labels from given ones."""
 
 import numpy as np
+from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -51,7 +52,7 @@ def ensemble(
         return member_scores(rows, y, views) | ({"auxiliary": judge(rows, y, views, *learned)} if learned else {})
 
     given = score_members(np.arange(n), labels)
-    ranks = {name: _rank(score) for name, score in given.items()}
+    ranks = {name: (rankdata(score) - 0.5) / n for name, score in given.items()}
     rate = noise_rate.wrong_share(joint)
     clean = np.argsort(-sum(ranks.values()), kind="stable")[: max(2, round((1 - rate) * n))]
     rows, wrong = plant(labels[clean], labels[clean], joint, np.random.default_rng([seed, 1]))
@@ -162,9 +163,3 @@ def signals(rows: np.ndarray, labels: np.ndarray, views: Views) -> np.ndarray:
 def _doubt(network: Pipeline, signals: np.ndarray) -> np.ndarray:
     """Return [M]: the network's probability that a label was planted."""
     return network.predict_proba(signals)[:, 1].clip(1e-6, 1 - 1e-6)
-
-
-def _rank(values: np.ndarray) -> np.ndarray:
-    """Return [N]: the share of `values`, [N], below each of them, plus half the share equal to it."""
-    order = np.sort(values)
-    return (np.searchsorted(order, values, "left") + np.searchsorted(order, values, "right")) / (2 * len(values))
