@@ -116,7 +116,7 @@ def test_log_likelihoods_are_those_that_rows_were_drawn_from(monkeypatch, seed, 
 
 
 def literal_densities(labels: np.ndarray, x: np.ndarray, k: int, fits: int) -> np.ndarray:
-    """Fit a normal to each class, each row weighted as it is likely there; covariances shrink towards the pooled one."""
+    """Fit a normal to each class, each row weighted by its likelihood; covariances shrink to the pooled one."""
     n, d = x.shape
     weights, means, logs = [1.0] * n, [np.median(x[labels == j], 0) for j in range(k)], np.empty((n, k))
     for fit in range(fits):

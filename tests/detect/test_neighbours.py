@@ -1,4 +1,4 @@
-"""Nearest neighbours against scikit-learn's, their vote against a loop and lightly's, their embedding against UMAP's."""
+"""Nearest neighbours against scikit-learn, their vote against a loop and lightly, their embedding against UMAP."""
 
 import math
 import sys
