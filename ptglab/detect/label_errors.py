@@ -205,6 +205,7 @@ def detect(
     detector = DETECTORS[one_of("detector", name, DETECTORS)]
     inputs = {"probs": probs, "features": features, "history": history}
     inputs = {key: np.asarray(array) for key, array in inputs.items() if array is not None}
+    inputs = {key: array if array.dtype.kind == "f" else array.astype(np.float64) for key, array in inputs.items()}
     inputs |= {} if neighbours is None else {"neighbours": neighbours}
     if missing := _missing(name, inputs):
         raise InputError(f"detector '{name}' needs {missing}")
