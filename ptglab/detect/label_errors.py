@@ -20,10 +20,10 @@ from ptglab.errors import InputError, one_of
 
 
 def confidence(labels: np.ndarray, probs: np.ndarray, share: float = 0.5) -> Suspects:
-    """Flag labels whose own probability is below `share` of the mean one in their class; the score is that probability.
+    """Flag labels whose probability is below `share` of the mean in their class; the score is that probability.
 
     The "self-confidence" of Northcutt et al. 2021 (arXiv 1911.00068), section 3. The threshold follows the class,
-    because a head fitted on noisy labels is the less sure of any label the more of them are wrong.
+    because a head fitted on noisy labels is less sure of a label the more of them are wrong.
     """
     rows = probabilities.read(labels, probs)
     thresholds = probabilities.class_thresholds(labels, rows.own, probs.shape[1])
@@ -117,10 +117,10 @@ def margin_history(labels: np.ndarray, history: np.ndarray, probs: np.ndarray) -
 def forgetting(labels: np.ndarray, history: np.ndarray, probs: np.ndarray) -> Suspects:
     """Flag labels that the network got wrong in many epochs: their share belongs to the upper of two distributions.
 
-    After Toneva et al. 2019 (arXiv 1812.05159), section 3, who count the times a label is forgotten, right before and
-    wrong after, and set apart what is never learned; ours counts every epoch of a margin below 0, so that never learned
-    is the most suspicious. The score is the number of right epochs; the mean margin ranks equals. Suggestions come
-    from `probs`.
+    After Toneva et al. 2019 (arXiv 1812.05159), section 3, who count how often a label is forgotten, right before and
+    wrong after, and treat labels that are never learned separately; ours counts every epoch with a margin below 0, so
+    that these are the most suspicious. The score is the number of right epochs; the mean margin ranks equal ones.
+    Suggestions come from `probs`.
     """
     rows = probabilities.read(labels, probs)
     wrong, margin = (history < 0).sum(0), history.mean(0, dtype=np.float64)
@@ -132,9 +132,9 @@ def forgetting(labels: np.ndarray, history: np.ndarray, probs: np.ndarray) -> Su
 def gmm_posterior(values: np.ndarray) -> np.ndarray:
     """Return float64 [N]: the probability of the lower of two normal distributions fitted to `values` [N].
 
-    It never rises with the value: outside the two means it is what it is at the nearer one, or the wider of the
-    two would win at both ends. 1 everywhere if all values are one. Li et al. 2020 (arXiv 2002.07394), section 3.1,
-    whose least variance of min-max scaled values is ours, 5e-4.
+    It never rises with the value: outside the two means it is that at the nearer mean, or the wider distribution would
+    win at both ends. It is 1 everywhere if all values are equal. Li et al. 2020 (arXiv 2002.07394), section 3.1, whose
+    smallest variance of min-max scaled values is also 5e-4.
     """
     span = np.ptp(values)
     if not span > 1e-9:
@@ -166,21 +166,13 @@ def _largest_margins(labels: np.ndarray, probs: np.ndarray, removals: np.ndarray
 
 
 DETECTORS = {
-    "confidence": confidence,
-    "disagreement": disagreement,
-    "confident_learning": confident_learning,
-    "prune_by_class": prune_by_class,
-    "prune_by_noise_rate": prune_by_noise_rate,
-    "prune_both": prune_both,
-    "small_loss": small_loss,
-    "knn": features.knn,
-    "simifeat": features.simifeat,
-    "density": features.density,
-    "margin_history": margin_history,
-    "forgetting": forgetting,
-    "auxiliary": auxiliary.auxiliary,
-    "ensemble": auxiliary.ensemble,
-}
+    detector.__name__: detector
+    for detector in (
+        confidence, disagreement, confident_learning, prune_by_class, prune_by_noise_rate, prune_both, small_loss,
+        features.knn, features.simifeat, features.density, margin_history, forgetting, auxiliary.auxiliary,
+        auxiliary.ensemble,
+    )
+}  # fmt: skip
 INPUTS = ("probs", "features", "history", "neighbours")  # a detector's parameters of these names are what it reads
 FEWEST_ROWS = {"simifeat": 3, "auxiliary": 10, "ensemble": 10}  # of the others: 2
 
