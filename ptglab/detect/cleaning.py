@@ -1,4 +1,4 @@
-"""What may be done beyond plain fine-tuning: recipes by name, and the loop that cleans the labels as it goes."""
+"""What can be done beyond plain fine-tuning: recipes by name, and the loop that cleans labels in rounds."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from ptglab.errors import one_of
 
 @dataclass(frozen=True)
 class Recipe:
-    """A row of RECIPES: options of `finetune.train`, and what is done with suspects first."""
+    """A row of RECIPES: options of `finetune.train`, and what is done with the suspects beforehand."""
 
     loss: str = "cross_entropy"
     averaging: float = 0.0  # decay of the moving average of the weights
-    curriculum: bool = False  # whether rows are admitted by the detector's score, unsuspicious ones at last
-    clean: str = ""  # what is done with suspects, again and again: see ACTIONS
+    curriculum: bool = False  # whether training starts on the least suspicious rows and ends on all unsuspicious ones
+    clean: str = ""  # what is done with the suspects of each round: one of ACTIONS
 
 
-DETECTOR = "ensemble"  # whose suspects and scores the recipes go by
+DETECTOR = "ensemble"  # whose suspects and scores the recipes use
 ACTIONS = ("drop", "relabel")
 RECIPES = {
     "plain": Recipe(),
@@ -34,10 +34,10 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Round:
-    """The labels after some rounds of cleaning; see `clean`.
+    """The labels after some rounds of cleaning, see `clean`.
 
-    labels: int64 [N]; trusted: bool [N], the rows that are left; probs: float32 [N, K], out of fold, of what learned
-    from these labels; estimated: the share of the trusted labels that is estimated wrong.
+    labels: int64 [N]; trusted: bool [N], the rows that are left; probs: float32 [N, K], out of fold, of a model
+    trained on these labels; estimated: the share of the trusted labels that is estimated to be wrong.
     """
 
     labels: np.ndarray
@@ -52,19 +52,19 @@ def clean(
     detect: Callable[[np.ndarray, np.ndarray, np.ndarray | None], Suspects],
     action: str,
     features: np.ndarray | None = None,
-    most: int = 10,
+    max_rounds: int = 10,
 ) -> Iterator[Round]:
-    """Learn, detect, mend, and learn again; yield each round for as long as the estimated noise falls.
+    """Yield rounds of training, detecting and correcting for as long as the estimated noise falls.
 
-    fit: (labels [N], trusted bool [N]) -> out-of-fold probabilities [N, K] of what learned from trusted rows.
-    detect: (labels [M], probs [M, K], features [M, D] if there are any) -> Suspects of the M trusted rows. action:
-    "drop" the flagged rows for good, or "relabel" them as suggested. The first round has the given labels, and the
-    last one yielded is the one to keep: the next would have had more noise by `noise_rate.estimate`, or none was
-    flagged, or there were `most` of them. No clean label is seen. Raises InputError for another action.
+    fit: (labels [N], trusted bool [N]) -> out-of-fold probabilities [N, K] of a model trained on the trusted rows.
+    detect: (labels [M], probs [M, K], features [M, D] or None) -> Suspects of the M trusted rows. action: "drop" the
+    flagged rows for good, or "relabel" them as suggested. The first round has the given labels. The last one yielded
+    is the one to keep: after it noise would not have fallen by `noise_rate.estimate`, or nothing was flagged, or there
+    were `max_rounds`. No clean label is seen. Raises InputError for another action.
     """
     one_of("action", action, ACTIONS)
     labels, trusted, before = np.array(labels_given), np.ones(len(labels_given), bool), np.inf
-    for _ in range(most):
+    for _ in range(max_rounds):
         probs = fit(labels, trusted)
         rows = np.flatnonzero(trusted)
         estimated = noise_rate.estimate(labels[rows], probs.shape[1], probs[rows], bootstrap=2).rate
@@ -82,10 +82,10 @@ def clean(
         before = estimated
 
 
-def mended(first: Suspects, labels_given: np.ndarray, last: Round) -> Suspects:
-    """Return the suspects that `clean` leaves: what was dropped, or relabelled, with the new label as suggestion.
+def changes(first: Suspects, labels_given: np.ndarray, last: Round) -> Suspects:
+    """Return as suspects the rows that `clean` dropped or relabelled, with the new label as suggestion.
 
-    The order is that of `first`, the suspects of the first round, with all flagged rows before all others.
+    They are ranked as in `first`, the suspects of the first round, with all flagged rows before all others.
     """
     changed = last.labels != labels_given
     score = first.score - (np.ptp(first.score) + 1) * (changed | ~last.trusted)

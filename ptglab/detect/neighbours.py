@@ -1,7 +1,6 @@
-"""Nearest neighbours by cosine similarity, in blocks: never an N x N matrix; the plane UMAP draws from them."""
+"""Nearest neighbours by cosine similarity, in blocks: never an N x N matrix; their vote; the UMAP embedding of them."""
 
 import sys
-import time
 import warnings
 
 import numpy as np
@@ -10,127 +9,104 @@ from tqdm import tqdm
 
 from ptglab.errors import InputError
 
-Near = tuple[np.ndarray, np.ndarray]  # (similarity float32 [N, k], index int64 [N, k]), most similar first
+Neighbours = tuple[np.ndarray, np.ndarray]  # (similarity float32 [N, k], index int64 [N, k]), most similar first
 BLOCK_ELEMENTS = 1 << 25  # similarities held at a time: 128 MB of float32
-BANK_ROWS = 1 << 17  # rows that are searched at a time
+BLOCK_ROWS = 1 << 16  # rows that are indexed, looked up and voted on at a time
 INDEX_FROM = 50_000  # rows, squared, from which an index pays: all pairs take a quarter of a minute on two CPU cores
-ROWS_A_LIST, TRAINED = 512, 64  # of the index: rows in each of its lists, and those that place its centre
-RECALL, SAMPLE, FEWEST = 0.95, 256, 4  # of the neighbours that must be found; rows that are asked; lists at first
-VOTERS = 1 << 16  # rows whose neighbours are counted at a time
-TOLD_FROM = 60  # seconds of comparing all pairs that are announced
+LIST_ROWS, TRAIN_ROWS = 512, 64  # rows in each list of the index, and rows that place its centre
+RECALL, SAMPLE = 0.95, 256  # share of the neighbours that must be found, as measured on this many rows
+FIRST_LISTS = 4  # lists searched at first
 
 
-def nearest(features, k: int, bank=None) -> Near:
+def nearest(features, k: int, bank=None) -> Neighbours:
     """Return the `k` most similar rows of `bank` for each row of `features`.
 
-    features: [N, D]; bank: [M, D], or None to search among `features` with each row itself left out. Arrays may be
-    mapped to files: a block is in memory at a time, and the index, if there is one.
-    Tensors are searched on the device they lie on, arrays on the GPU where there is one. On a CPU, where there are more
-    than INDEX_FROM^2 pairs and faiss is installed, an index is asked instead, see `_indexed`; otherwise it is exact.
-    Returns (similarity float32 [N, k] cosine, index int64 [N, k]), most similar first; k is cut to what exists.
+    features: [N, D]; bank: [M, D], or None to search among `features`, where no row finds itself. Arrays may be mapped
+    from files; the bank is held in memory. Tensors are searched on the device where they are, arrays on the GPU if
+    there is one. The search is exact, except on a CPU with more than INDEX_FROM^2 pairs and faiss installed: see
+    `_indexed`. Returns (similarity float32 [N, k] cosine, index int64 [N, k]), most similar first; k is cut to the
+    number of rows there are.
     """
-    itself, features = bank is None, _placed(features)
-    bank = features if itself else _placed(bank)
-    k = min(k, len(bank) - itself)
+    features = _on_gpu(features)
+    own = np.arange(len(features)) if bank is None else None
+    bank = features if bank is None else _on_gpu(bank)
+    k = min(k, len(bank) - (own is not None))
     if len(features) * len(bank) <= INDEX_FROM**2 or (isinstance(bank, torch.Tensor) and bank.is_cuda):
-        return _exact(features, bank, k, np.arange(len(features)) if itself else None)
+        return _exact(features, bank, k, own)
     if faiss := _faiss():
-        return _indexed(faiss, features, bank, k, itself)
-    hint = "; an index would be faster: pip install 'ptglab[faiss]'"
-    return _exact(features, bank, k, np.arange(len(features)) if itself else None, hint)
+        return _indexed(faiss, features, bank, k, own)
+    pairs = f"{len(features):,} x {len(bank):,} rows"
+    print(f"comparing {pairs}; an index would be faster: pip install 'ptglab[faiss]'", file=sys.stderr)
+    return _exact(features, bank, k, own)
 
 
-def first(near: Near | None, features, k: int) -> Near:
-    """Return the first `k` neighbours of `near`, what `nearest` found before; search `features` if that is None.
+def first_k(neighbours: Neighbours | None, features, k: int) -> Neighbours:
+    """Return the first `k` of `neighbours`, which `nearest` found before, or search `features` if that is None.
 
-    Raises InputError if there are fewer of them.
+    Raises InputError if there are fewer than `k` of them, or if both are None.
     """
-    if near is None:
+    if neighbours is None:
+        if features is None:
+            raise InputError("neighbours are searched among features, or were found before: give either")
         return nearest(features, k)
-    similarity, index = (np.asarray(part) for part in near)
+    similarity, index = (np.asarray(part) for part in neighbours)
     k = min(k, len(index) - 1)
     if similarity.shape != index.shape or index.ndim != 2 or index.shape[1] < k:
-        raise InputError(f"near holds {similarity.shape} similarities of {index.shape} neighbours; {k} are needed")
+        found = f"{similarity.shape} similarities of {index.shape} rows"
+        raise InputError(f"neighbours holds {found}; {k} are needed for each row")
     return similarity[:, :k], index[:, :k]
 
 
-def _exact(features, bank, k: int, own: np.ndarray | None, hint: str = "") -> Near:
-    """Compare all pairs; own: int64 [N], the row of the bank that each of `features` is, and must not find, or None."""
+def _exact(features, bank, k: int, own: np.ndarray | None) -> Neighbours:
+    """Compare all pairs. own: int64 [N], which row of the bank each of `features` is, and must not find; or None."""
     similarity, index = np.empty((len(features), k), np.float32), np.empty((len(features), k), np.int64)
-    parts = [slice(start, start + BANK_ROWS) for start in range(0, len(bank), BANK_ROWS)]
-    whole = _unit(bank) if len(parts) == 1 else None
-    block = max(1, BLOCK_ELEMENTS // max(1, min(len(bank), BANK_ROWS)))
-    began, told = time.perf_counter(), len(features) <= block
+    bank, block = _normalize(bank), max(1, BLOCK_ELEMENTS // max(1, len(bank)))
     for start in tqdm(range(0, len(features), block), "neighbours", delay=3, leave=False):
         rows = slice(start, start + block)
-        queries, found = _unit(features[rows]), []
-        for part in parts:
-            sims = queries @ (_unit(bank[part]) if whole is None else whole).T
-            if own is not None:
-                there = torch.from_numpy(own[rows] - part.start).to(sims.device)
-                inside = (there >= 0) & (there < sims.shape[1])
-                sims[inside, there[inside]] = -torch.inf
-            top = sims.topk(min(k, sims.shape[1]), dim=1)
-            found.append((top.values, top.indices + part.start))
-        values, indices = found[0]
-        if len(found) > 1:
-            values, indices = (torch.cat(column, 1) for column in zip(*found, strict=True))
-            values, places = values.topk(k, dim=1)
-            indices = indices.gather(1, places)
-        similarity[rows], index[rows] = values.cpu().numpy(), indices.cpu().numpy()
-        if not told:
-            told, seconds = True, (time.perf_counter() - began) * len(features) / block
-            if seconds > TOLD_FROM:
-                pairs = f"{len(features):,} x {len(bank):,} rows"
-                print(f"comparing {pairs} takes about {seconds / 60:,.0f} minutes{hint}", file=sys.stderr)
+        sims = _normalize(features[rows]) @ bank.T
+        if own is not None:
+            sims[np.arange(len(sims)), own[rows]] = -torch.inf
+        top = sims.topk(k, dim=1)
+        similarity[rows], index[rows] = top.values.cpu().numpy(), top.indices.cpu().numpy()
     return similarity, index
 
 
-def _indexed(faiss, features, bank, k: int, itself: bool) -> Near:
-    """Look in the lists of an inverted file that are nearest to each row: RECALL of the neighbours or more are found.
+def _indexed(faiss, features, bank, k: int, own: np.ndarray | None) -> Neighbours:
+    """Search the lists of an inverted file that are nearest to each row, which finds about RECALL of the neighbours.
 
-    Rows lie in lists of about ROWS_A_LIST, by the nearest of as many centres. How many lists are looked into is raised
-    until it suffices for SAMPLE rows whose neighbours are known exactly. Rows that find fewer than k are compared with
-    all. Jegou, Douze & Schmid 2011 (IEEE TPAMI 33), section 4; Douze et al. 2024 (arXiv 2401.08281).
+    Rows lie in lists of about LIST_ROWS, each row in that of the nearest centre. More lists are searched until they
+    suffice for SAMPLE rows whose neighbours are known exactly. Rows that find fewer than k are compared with all.
+    Jegou, Douze & Schmid 2011 (IEEE TPAMI 33), section 4; Douze et al. 2024 (arXiv 2401.08281).
     """
-    began, n = time.perf_counter(), len(features)
+    n, lists = len(features), max(1, len(bank) // LIST_ROWS)
     faiss.omp_set_num_threads(torch.get_num_threads())
-    lists = max(1, len(bank) // ROWS_A_LIST)
-    index = faiss.index_factory(bank.shape[1], f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
-    index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = TRAINED, 1
-    index.train(_unit(bank[:: max(1, ROWS_A_LIST // TRAINED)]).numpy())
-    for start in range(0, len(bank), BANK_ROWS):
-        index.add(_unit(bank[start : start + BANK_ROWS]).numpy())
-    home = np.empty(n, np.int64)  # the list of each row: rows of one are asked together, for theirs are then at hand
-    for start in range(0, n, BANK_ROWS):
-        rows = slice(start, start + BANK_ROWS)
-        home[rows] = index.quantizer.search(_unit(features[rows]).numpy(), 1)[1][:, 0]
-    order = np.argsort(home, kind="stable")
+    file = faiss.index_factory(bank.shape[1], f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+    file.cp.max_points_per_centroid, file.cp.min_points_per_centroid = TRAIN_ROWS, 1
+    file.train(_normalize(bank[:: max(1, LIST_ROWS // TRAIN_ROWS)]).numpy())
+    for start in range(0, len(bank), BLOCK_ROWS):
+        file.add(_normalize(bank[start : start + BLOCK_ROWS]).numpy())
 
-    def look(rows: np.ndarray) -> Near:
-        similarity, found = index.search(_unit(features[rows]).numpy(), min(k + itself, len(bank)))
-        if itself:
-            similarity[found == rows[:, None]] = -np.inf
-            last = np.argsort(similarity == -np.inf, axis=1, kind="stable")[:, :k]
-            similarity, found = np.take_along_axis(similarity, last, 1), np.take_along_axis(found, last, 1)
-        return similarity, found
+    def search(rows: np.ndarray) -> Neighbours:
+        similarity, index = file.search(_normalize(features[rows]).numpy(), min(k + (own is not None), len(bank)))
+        if own is not None:
+            similarity[index == own[rows, None]] = -np.inf
+            order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]  # the row itself comes last
+            similarity, index = np.take_along_axis(similarity, order, 1), np.take_along_axis(index, order, 1)
+        return similarity, index
 
     sample = np.linspace(0, n - 1, min(n, SAMPLE)).astype(np.int64)
-    exact, index.nprobe = _exact(features[sample], bank, k, sample if itself else None)[1], min(FEWEST, lists)
-    while (share := recall(look(sample)[1], exact)) < RECALL and index.nprobe < lists:
-        index.nprobe = min(lists, index.nprobe + max(1, index.nprobe // 2))
-    similarity, found = np.empty((n, k), np.float32), np.empty((n, k), np.int64)
-    block = max(1, BLOCK_ELEMENTS // 256)
-    for start in tqdm(range(0, n, block), "neighbours", delay=3, leave=False):
-        rows = order[start : start + block]
-        similarity[rows], found[rows] = look(rows)
-    short = np.flatnonzero((found < 0).any(1) | ~np.isfinite(similarity).all(1))
-    if len(short):
-        similarity[short], found[short] = _exact(features[short], bank, k, short if itself else None)
-    seconds = time.perf_counter() - began
-    print(f"neighbours by faiss: {share:.1%} of the {k} nearest of {len(sample)} rows are found, "
-          f"{index.nprobe} of {lists:,} lists, {seconds:,.0f} s", file=sys.stderr)  # fmt: skip
-    return similarity, found
+    exact = _exact(features[sample], bank, k, None if own is None else sample)[1]
+    file.nprobe = min(FIRST_LISTS, lists)
+    while (found := recall(search(sample)[1], exact)) < RECALL and file.nprobe < lists:
+        file.nprobe = min(lists, file.nprobe + max(1, file.nprobe // 2))
+    similarity, index = np.empty((n, k), np.float32), np.empty((n, k), np.int64)
+    for rows in tqdm(np.array_split(np.arange(n), -(-n // BLOCK_ROWS)), "neighbours", delay=3, leave=False):
+        similarity[rows], index[rows] = search(rows)
+    if len(short := np.flatnonzero((index < 0).any(1))):
+        similarity[short], index[short] = _exact(features[short], bank, k, None if own is None else short)
+    print(f"neighbours by faiss: {found:.1%} of the {k} nearest of {len(sample)} rows are found in "
+          f"{file.nprobe} of {lists:,} lists", file=sys.stderr)  # fmt: skip
+    return similarity, index
 
 
 def recall(found: np.ndarray, exact: np.ndarray) -> float:
@@ -150,33 +126,34 @@ def _faiss():
     return faiss
 
 
-def embedding(features, seed: int, k: int = 15, near: Near | None = None) -> np.ndarray:
-    """Return UMAP coordinates float32 [N, 2] of `features` [N, D], from their `k` nearest by cosine similarity.
+def embedding(features, seed: int, k: int = 15, neighbours: Neighbours | None = None) -> np.ndarray:
+    """Return UMAP coordinates float32 [N, 2] of `features` [N, D], from the `k` nearest of each row by cosine.
 
-    The neighbours are those of `nearest`, or `near`, each row its own first. McInnes et al. 2018 (arXiv 1802.03426).
+    A row is its own first neighbour; the others are those of `nearest`, or `neighbours`. McInnes et al. 2018
+    (arXiv 1802.03426).
     """
     k = min(k, len(features) - 1)
-    similarity, index = first(near, features, k - 1)
+    similarity, index = first_k(neighbours, features, k - 1)
     itself = np.arange(len(index))[:, None]
     distance = np.hstack([np.zeros(itself.shape, np.float32), np.clip(1 - similarity, 0, None)])
     graph = np.hstack([itself, index]), distance, None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImportWarning)  # of parts of UMAP that need TensorFlow
-        warnings.filterwarnings("ignore", "precomputed_knn.2.")  # it has no tree to place new rows with
+        warnings.filterwarnings("ignore", "precomputed_knn.2.")  # without the search tree no new rows can be placed
         from umap import UMAP
 
         return UMAP(n_neighbors=k, precomputed_knn=graph, random_state=seed, n_jobs=1).fit_transform(np.array(features))
 
 
-def _placed(x):
-    """Return `x`; an array goes to the GPU, where there is one, and otherwise stays where it is mapped."""
+def _on_gpu(x):
+    """Return an array as a tensor on the GPU if there is one; anything else stays where it is."""
     if isinstance(x, torch.Tensor) or not torch.cuda.is_available():
         return x
     return torch.from_numpy(np.array(x, np.float32)).to("cuda")
 
 
-def _unit(x) -> torch.Tensor:
-    """Return [N, D] float32 with rows of length 1; an array may be read-only, and is copied."""
+def _normalize(x) -> torch.Tensor:
+    """Return [N, D] float32 with rows of length 1; an array, which may be read-only, is copied."""
     if isinstance(x, torch.Tensor):
         return torch.nn.functional.normalize(x.float(), dim=1)
     x = torch.from_numpy(np.array(x, np.float32))
@@ -188,11 +165,11 @@ def vote(similarity, neighbour_labels, num_classes: int, temperature: float = 0.
 
     similarity, neighbour_labels: [N, k]. Wu et al. 2018 (arXiv 1805.01978), section 3.4.
     """
-    n, similarity, votes = len(similarity), np.asarray(similarity), []
-    for start in range(0, max(n, 1), VOTERS):
-        near, labels = similarity[start : start + VOTERS], neighbour_labels[start : start + VOTERS]
-        weights = np.exp((near - near.max(1, keepdims=True)) / temperature)
-        sums = np.zeros((len(weights), num_classes), np.float64)
-        np.add.at(sums, (np.arange(len(weights))[:, None], labels), weights)
-        votes.append((sums / sums.sum(1, keepdims=True)).astype(np.float32))
-    return np.concatenate(votes)
+    similarity, votes = np.asarray(similarity), np.empty((len(similarity), num_classes), np.float32)
+    for start in range(0, len(votes), BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        weights = np.exp((similarity[rows] - similarity[rows].max(1, keepdims=True)) / temperature)
+        sums = np.zeros((len(weights), num_classes))
+        np.add.at(sums, (np.arange(len(weights))[:, None], neighbour_labels[rows]), weights)
+        votes[rows] = sums / sums.sum(1, keepdims=True)
+    return votes

@@ -2,17 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
-from ptglab.detect import neighbours
-from ptglab.detect import probabilities as confident
+from ptglab.detect import probabilities
+from ptglab.detect.neighbours import Neighbours, first_k
 from ptglab.detect.suspects import check, check_classes
 from ptglab.errors import InputError, one_of
 
-MAX_STEPS, TOLERANCE = 500, 1e-5  # of the fit to the consensus; the largest change of a probability that ends it
-RESAMPLED_STEPS = 30  # from the fit to all rows, for rows drawn anew
+METHODS = ("joint", "clusterability")
+MAX_STEPS, TOLERANCE = 500, 1e-5  # of the fit to the consensus, which ends when probabilities change less than this
+RESAMPLED_STEPS = 30  # for rows drawn anew, from the fit to all rows
 
 
 @dataclass(frozen=True)
@@ -26,43 +28,45 @@ class NoiseRate:
 
 
 def estimate(
-    labels: np.ndarray,
-    num_classes: int,
-    probs: np.ndarray | None = None,
-    features: np.ndarray | None = None,
-    method: str = "joint",
-    bootstrap: int = 100,
-    seed: int = 0,
-    near: neighbours.Near | None = None,
-) -> NoiseRate:
-    """Estimate the share of wrong labels among the given ones, int64 [N], and how they go wrong.
+    labels: np.ndarray, num_classes: int, probs=None, features=None, method: str = "joint", bootstrap: int = 100,
+    seed: int = 0, neighbours: Neighbours | None = None,
+) -> NoiseRate:  # fmt: skip
+    """Return the estimated share of wrong labels among the given ones, int64 [N], and how they go wrong.
 
     method: "joint", from out-of-fold `probs`, float [N, K], by the calibrated confident joint (Northcutt et al. 2021,
-    arXiv 1911.00068, equation 3); "clusterability", from `features`, float [N, D], or `near`, what
-    `neighbours.nearest` found among them, see `consensus`. `bootstrap` sets of rows are drawn anew for the interval,
-    1.96 of their standard deviations to either side: it holds the error of drawing rows, not that of a bad network. A
-    class that nobody truly has is given as itself.
-    Neither can know noise in which most labels of a class are one other class. Raises InputError for an input that is
-    missing or wrong, and for labels of a single class.
+    arXiv 1911.00068, equation 3); "clusterability", from `features`, float [N, D], or from `neighbours`, what
+    `neighbours.nearest` found among them: see `consensus`. The interval is 1.96 standard deviations of the rate over
+    `bootstrap` resampled sets of rows to either side: it holds the error of drawing rows, not that of a bad network.
+    A class that nobody truly has is given as itself. Neither method can detect noise in which most labels of a class
+    are one other class. Raises InputError for an input that is missing or wrong, and for labels of a single class.
     """
-    need, fit = METHODS[one_of("method", method, METHODS)]
-    inputs, labels = {"probs": probs, "features": features}[need], np.asarray(labels)
-    if inputs is None:
-        raise InputError(f"method '{method}' needs {need}")
+    one_of("method", method, METHODS)
+    used = {"probs": probs} if method == "joint" else {"features": features, "neighbours": neighbours}
+    used, labels = {name: np.asarray(array) for name, array in used.items() if array is not None}, np.asarray(labels)
+    if not used:
+        raise InputError(f"method '{method}' needs {'probs' if method == 'joint' else 'features or neighbours'}")
     if bootstrap < 2:
         raise InputError(f"bootstrap is {bootstrap}; an interval needs 2 draws at least")
-    inputs = np.asarray(inputs)
-    check(labels, **{need: inputs})
+    check(labels, **used)
     if len(np.unique(labels)) < 2:
         raise InputError("there is only one class among the given labels: nothing to tell apart")
     check_classes(labels, num_classes)
-    if need == "probs" and inputs.shape[1] != num_classes:
-        raise InputError(f"probs has {inputs.shape[1]} columns for {num_classes} classes")
-    counts, joint_of, size = fit(labels.astype(np.int64, copy=False), inputs, num_classes, near)
+    labels, n = labels.astype(np.int64, copy=False), len(labels)
+    if method == "joint":
+        if used["probs"].shape[1] != num_classes:
+            raise InputError(f"probs has {used['probs'].shape[1]} columns for {num_classes} classes")
+        rows, counts = probabilities.read(labels, used["probs"]), np.ones(n)
+        joint_of = partial(probabilities.joint, labels, used["probs"], rows)
+    else:
+        if n < 3:
+            raise InputError(f"neighbours of 3 rows at least are compared; there are {n}")
+        index = first_k(neighbours, used.get("features"), 2)[1]
+        counts, joint_of = _consensus(labels, index, num_classes)
+        n = max(1, n // 3)  # each label stands in three triples
     joint = joint_of(None)
-    draws, share = np.random.default_rng(seed), counts / counts.sum()
-    again = [wrong_share(joint_of(draws.multinomial(size, share))) for _ in range(bootstrap)]
-    rate, reach = wrong_share(joint), 1.96 * np.std(again, ddof=1)
+    rng, shares = np.random.default_rng(seed), counts / counts.sum()
+    resampled = [wrong_share(joint_of(rng.multinomial(n, shares))) for _ in range(bootstrap)]
+    rate, reach = wrong_share(joint), 1.96 * np.std(resampled, ddof=1)
     return NoiseRate(rate, max(0.0, rate - reach), min(1.0, rate + reach), transition(joint))
 
 
@@ -72,44 +76,44 @@ def wrong_share(joint: np.ndarray) -> float:
 
 
 def transition(joint: np.ndarray) -> np.ndarray:
-    """Return float64 [true, given]: P(given | true) of `joint`, [given, true]; a class without rows is as itself."""
+    """Return float64 [true, given]: P(given | true) of `joint`, [given, true]; a class without rows stays itself."""
     sizes = joint.sum(0)
     return np.where(sizes[:, None] > 0, joint.T / np.where(sizes > 0, sizes, 1)[:, None], np.eye(len(joint)))
 
 
 def consensus(labels: np.ndarray, index: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return the joint float64 [given, true], sum 1, that explains how each label agrees with its two neighbours'.
+    """Return the joint float64 [given, true], sum 1, that explains how labels agree with those of two neighbours.
 
     index: int64 [N, 2], the rows nearest to each. Zhu, Song & Liu 2021 (HOC, arXiv 2102.05291): if a row and its two
-    nearest neighbours are of one true class, and each label goes wrong alone, the shares of all triples of labels
-    follow from P(true) and P(given | true) (section 3), and three labels suffice to tell these. They descend on the
-    squared difference of the shares; we climb their likelihood (Dawid & Skene 1979), which has no step size. Where
-    neighbours are of other classes, that counts as noise, and the estimate is too high.
+    nearest neighbours are of one true class, and each label goes wrong independently, the shares of all triples of
+    labels follow from P(true) and P(given | true) (section 3), and three labels suffice to find these. The paper
+    descends on the squared difference of the shares; we maximise their likelihood (Dawid & Skene 1979), which needs no
+    step size. Neighbours of other classes count as noise, so the estimate is then too high.
     """
     return _consensus(labels, index, num_classes)[1](None)
 
 
 def _consensus(labels: np.ndarray, index: np.ndarray, num_classes: int) -> tuple[np.ndarray, Callable]:
-    """Return (counts [U] of the different triples, function of such counts, or None for these, to the joint)."""
+    """Return (counts [U] of the distinct triples, function that returns the joint for other counts; None for these)."""
     present, y = np.unique(labels, return_inverse=True)
     k = len(present)
     triples, counts = np.unique(np.sort(y[np.column_stack([np.arange(len(y)), index])], 1), axis=0, return_counts=True)
     triples = torch.from_numpy(triples.T.copy())  # [3, U]
     start = (0.6 * np.eye(k) + 0.4 / k) * (np.bincount(y) / len(y))
-    whole = _climb(triples, torch.from_numpy(counts), torch.from_numpy(start), MAX_STEPS)
+    whole = _maximise(triples, torch.from_numpy(counts), torch.from_numpy(start), MAX_STEPS)
 
     def joint_of(weights: np.ndarray | None) -> np.ndarray:
         joint, found = np.zeros((num_classes, num_classes)), whole
         if weights is not None:
             drawn = torch.from_numpy(np.flatnonzero(weights))
-            found = _climb(triples[:, drawn], torch.from_numpy(weights)[drawn], whole, RESAMPLED_STEPS)
+            found = _maximise(triples[:, drawn], torch.from_numpy(weights)[drawn], whole, RESAMPLED_STEPS)
         joint[np.ix_(present, present)] = found.numpy()
         return joint
 
     return counts, joint_of
 
 
-def _climb(triples: torch.Tensor, counts: torch.Tensor, joint: torch.Tensor, steps: int) -> torch.Tensor:
+def _maximise(triples: torch.Tensor, counts: torch.Tensor, joint: torch.Tensor, steps: int) -> torch.Tensor:
     """Return the joint float64 [given, true] after expectation-maximisation from `joint`; triples: int64 [3, U]."""
     tiny = torch.finfo(joint.dtype).tiny
     for _ in range(steps):
@@ -123,24 +127,3 @@ def _climb(triples: torch.Tensor, counts: torch.Tensor, joint: torch.Tensor, ste
         if (joint - before).abs().sum() < TOLERANCE:
             break
     return joint
-
-
-def _from_probs(
-    labels: np.ndarray, probs: np.ndarray, num_classes: int, near: neighbours.Near | None
-) -> tuple[np.ndarray, Callable, int]:
-    """Return (how often each row counts, function of such counts to the joint, rows to draw anew)."""
-    rows = confident.read(labels, probs)
-    return np.ones(len(labels)), lambda weights: confident.joint(labels, probs, rows, weights), len(labels)
-
-
-def _from_features(
-    labels: np.ndarray, features: np.ndarray, num_classes: int, near: neighbours.Near | None
-) -> tuple[np.ndarray, Callable, int]:
-    """Return the same of triples of labels; a third of the rows, for each label stands in three triples."""
-    if len(labels) < 3:
-        raise InputError(f"neighbours of 3 rows at least are compared; there are {len(labels)}")
-    counts, joint_of = _consensus(labels, neighbours.first(near, features, 2)[1], num_classes)
-    return counts, joint_of, max(1, len(labels) // 3)
-
-
-METHODS = {"joint": ("probs", _from_probs), "clusterability": ("features", _from_features)}

@@ -136,7 +136,7 @@ few_near = neighbours.nearest(known[:500], 20)  # compilers and libraries begin 
 warm = predict.out_of_fold(known[:500], given[:500], 10)
 warm.flags.writeable = False  # as what is mapped, for which there is other code
 for name in ("confidence", "disagreement", "confident_learning", "knn"):
-    label_errors.detect(name, given[:500], warm, near=few_near)
+    label_errors.detect(name, given[:500], warm, neighbours=few_near)
 neighbours._faiss()
 features = np.load(folder / "features.npy", mmap_mode="r")
 
@@ -153,7 +153,7 @@ row["recall"] = neighbours.recall(near[1][asked], exact)
 wrong = given != true
 for name in ("confidence", "disagreement", "confident_learning", "knn"):
     with stage(name) as row:
-        suspects = label_errors.detect(name, given, probs, near=near)
+        suspects = label_errors.detect(name, given, probs, neighbours=near)
     row |= {"precision": wrong[suspects.flagged].mean(), "recall": suspects.flagged[wrong].mean()}
 with stage("tables and gallery") as row:
     exports.write_csv(folder / "suspects.csv", exports.table(images, suspects))

@@ -10,24 +10,17 @@ import torch
 from expected import refused
 from wrong_labels import blobs, both_types, overlapping, random_problem
 
-from ptglab.detect import features as feature_detectors
-from ptglab.detect import label_errors, neighbours
-from ptglab.detect import probabilities as confident
+from ptglab.detect import neighbours, probabilities
 from ptglab.detect import suspects as suspects_module
-from ptglab.detect.label_errors import DETECTORS, Suspects, detect, gmm_posterior
-from ptglab.detect.suspects import InSample
-from ptglab.errors import InputError
+from ptglab.detect.features import log_likelihoods
+from ptglab.detect.label_errors import DETECTORS, FEWEST_ROWS, INPUTS, Suspects, detect, gmm_posterior, usable
 from ptglab.lab import metrics
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from cleanlab.count import get_confident_thresholds
-    from cleanlab.filter import find_label_issues, find_predicted_neq_given
-    from cleanlab.rank import (
-        get_label_quality_scores,
-        get_normalized_margin_for_each_label,
-        get_self_confidence_for_each_label,
-    )
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_normalized_margin_for_each_label, get_self_confidence_for_each_label
 
 every_detector = pytest.mark.parametrize("name", DETECTORS)
 LEARNERS = {"auxiliary", "ensemble"}
@@ -48,7 +41,7 @@ def cleanlab_flags(name: str, labels: np.ndarray, probs: np.ndarray) -> np.ndarr
 
 
 @both_types
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("name", CLEANLAB)
 def test_flags_are_cleanlabs(name, seed, dtype):
     labels, probs = random_problem(seed, dtype)
@@ -58,44 +51,34 @@ def test_flags_are_cleanlabs(name, seed, dtype):
 
 
 @pytest.mark.parametrize("name", CLEANLAB)
-def test_flags_are_cleanlabs_where_a_class_is_never_believed(name):
-    """Nobody has any probability of class 2: its threshold is a floor, not 0, which every row would reach."""
-    labels, probs = random_problem(7)
-    labels[:40] = 2
-    probs[:, 2] = 0
+@pytest.mark.parametrize("case", ["never believed", "one row", "near ties"])
+def test_flags_are_cleanlabs_at_the_edges(name, case):
+    """A class nobody has any probability of; a class of one row; labels a millionth behind the likeliest class."""
+    labels, probs = random_problem(6 if case == "near ties" else 7)
+    if case == "never believed":  # its threshold is a floor, not 0, which every row would reach
+        labels[:40] = 2
+        probs[:, 2] = 0
+    elif case == "one row":
+        labels[labels == 2] = 0
+        labels[5] = 2
+        probs[5] = np.roll(np.sort(probs[5]), 1)
+    else:
+        probs += np.random.default_rng(6).uniform(0, 1e-7, probs.shape)
+        rows = probabilities.read(labels, probs)
+        assert ((rows.own < rows.largest) & (rows.own > rows.largest - 1e-6)).any()
     peer = cleanlab_flags(name, labels, probs)
     assert peer.any()
     np.testing.assert_array_equal(detect(name, labels, probs=probs).flagged, peer)
 
 
-@pytest.mark.parametrize("name", CLEANLAB)
-def test_flags_are_cleanlabs_where_a_class_has_one_row(name):
-    labels, probs = random_problem(7)
-    labels[labels == 2] = 0
-    labels[5] = 2
-    probs[5] = np.roll(np.sort(probs[5]), 1)
-    np.testing.assert_array_equal(detect(name, labels, probs=probs).flagged, cleanlab_flags(name, labels, probs))
-
-
-@pytest.mark.parametrize("name", CLEANLAB)
-@pytest.mark.parametrize("seed", [0, 3, 6])
-def test_flags_are_cleanlabs_where_probabilities_nearly_tie(name, seed):
-    """Labels that come less than a millionth behind the most probable class are let off."""
-    labels, probs = random_problem(seed)
-    probs += np.random.default_rng(seed).uniform(0, 1e-7, probs.shape)
-    rows = confident.read(labels, probs)
-    assert ((rows.own < rows.largest) & (rows.own > rows.largest - 1e-6)).any()
-    np.testing.assert_array_equal(detect(name, labels, probs=probs).flagged, cleanlab_flags(name, labels, probs))
-
-
 @both_types
-@pytest.mark.parametrize(("n", "k", "noise", "signal"), [(20_000, 50, 0.9, 3), (6000, 300, 0.7, 4)])
+@pytest.mark.parametrize(("n", "k", "noise", "signal"), [(8000, 50, 0.9, 3), (4000, 300, 0.7, 4)])
 def test_flags_are_cleanlabs_at_size(n, k, noise, signal, dtype):
     """Many rows reach no threshold and many several; with 300 classes a label no longer fits in a byte."""
-    draws = np.random.default_rng(k)
-    true = draws.integers(0, k, n)
-    labels = np.where(draws.random(n) < np.linspace(0.05, noise, k)[true], draws.integers(0, k, n), true)
-    logits = 10 ** draws.uniform(-1, 0.7, (n, 1)) * (draws.normal(size=(n, k)) + signal * np.eye(k)[true])
+    rng = np.random.default_rng(k)
+    true = rng.integers(0, k, n)
+    labels = np.where(rng.random(n) < np.linspace(0.05, noise, k)[true], rng.integers(0, k, n), true)
+    logits = 10 ** rng.uniform(-1, 0.7, (n, 1)) * (rng.normal(size=(n, k)) + signal * np.eye(k)[true])
     probs = np.exp(logits - logits.max(1, keepdims=True))
     probs = (probs / probs.sum(1, keepdims=True)).astype(dtype)
     reached = (probs >= get_confident_thresholds(labels, probs) - 1e-6).sum(1)
@@ -107,17 +90,20 @@ def test_flags_are_cleanlabs_at_size(n, k, noise, signal, dtype):
 
 
 @both_types
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("name", ["confidence", "confident_learning", "prune_by_class", "prune_both"])
-def test_score_is_self_confidence(name, seed, dtype):
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", [*CLEANLAB, "confidence"])
+def test_scores_are_cleanlabs(name, seed, dtype):
     labels, probs = random_problem(seed, dtype)
     score = detect(name, labels, probs=probs).score
-    np.testing.assert_array_equal(score, get_self_confidence_for_each_label(labels, probs).astype(np.float32))
-    peer = get_label_quality_scores(labels, probs, method="self_confidence")
-    np.testing.assert_array_equal(score, peer.astype(np.float32))
+    if name in ("disagreement", "prune_by_noise_rate"):
+        margin = get_normalized_margin_for_each_label(labels, probs)
+        assert (np.diff(margin[np.argsort(score)]) > -1e-6).all()
+        np.testing.assert_allclose(score, 2 * margin - 1, atol=1e-6)
+    else:
+        np.testing.assert_array_equal(score, get_self_confidence_for_each_label(labels, probs).astype(np.float32))
 
 
-@pytest.mark.parametrize("share", [0.2, 0.5, 1.0])
+@pytest.mark.parametrize("share", [0.2, 1.0])
 def test_confidence_flags_by_hand(share):
     labels, probs = random_problem(4)
     expected = []
@@ -126,24 +112,6 @@ def test_confidence_flags_by_hand(share):
         expected.append(row[label] < share * typical)
     assert 0 < np.mean(expected) < 1
     np.testing.assert_array_equal(detect("confidence", labels, probs=probs, share=share).flagged, expected)
-
-
-@both_types
-@pytest.mark.parametrize("seed", [1, 2, 4, 5])
-def test_disagreement_is_cleanlabs_bare_function_where_nothing_ties(seed, dtype):
-    labels, probs = random_problem(seed, dtype)
-    peer = find_predicted_neq_given(labels, probs)
-    np.testing.assert_array_equal(detect("disagreement", labels, probs=probs).flagged, peer)
-
-
-@both_types
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("name", ["disagreement", "prune_by_noise_rate"])
-def test_score_is_the_margin(name, seed, dtype):
-    labels, probs = random_problem(seed, dtype)
-    score, margin = detect(name, labels, probs=probs).score, get_normalized_margin_for_each_label(labels, probs)
-    assert (np.diff(margin[np.argsort(score)]) > -1e-6).all()
-    np.testing.assert_allclose(score, 2 * margin - 1, atol=1e-6)
 
 
 def density(x: float, mean: float, variance: float) -> float:
@@ -178,33 +146,20 @@ def literal_lower_of_two(values: list[float]) -> list[float]:
 
 def two_heaps(share: float, seed: int, n: int = 400, apart: float = 5.0) -> tuple[np.ndarray, np.ndarray]:
     """Return (values, bool [N] of the upper heap): normals of deviations 1 and 2, a `share` in the upper one."""
-    draws = np.random.default_rng(seed)
-    upper = draws.random(n) < share
-    return np.where(upper, apart + 2 * draws.normal(size=n), draws.normal(size=n)), upper
+    rng = np.random.default_rng(seed)
+    upper = rng.random(n) < share
+    return np.where(upper, apart + 2 * rng.normal(size=n), rng.normal(size=n)), upper
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_lower_of_two_is_a_literal_fit(seed):
     """Of two heaps apart, of one heap, of skewed losses."""
-    draws = np.random.default_rng(seed)
-    values = (two_heaps(0.3, seed)[0], two_heaps(0.0, seed)[0], draws.exponential(size=400))[seed % 3]
+    rng = np.random.default_rng(seed)
+    values = (two_heaps(0.3, seed)[0], two_heaps(0.0, seed)[0], rng.exponential(size=400))[seed % 3]
     np.testing.assert_allclose(gmm_posterior(values), literal_lower_of_two(list(values)), atol=1e-6)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
-def test_lower_of_two_recovers_the_planted_heaps(share):
-    """About as well as who knows the two distributions."""
-    values, upper = two_heaps(share, 0, n=3000)
-    lower_of_truth = [
-        (1 - share) * density(v, 0, 1) / ((1 - share) * density(v, 0, 1) + share * density(v, 5, 4)) for v in values
-    ]
-    found = gmm_posterior(values)
-    within = (values > 0) & (values < 5)
-    assert np.abs(found - lower_of_truth)[within].mean() < 0.03
-    assert ((found < 0.5) == upper).mean() > ((np.array(lower_of_truth) < 0.5) == upper).mean() - 0.01
-
-
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_lower_of_two_never_rises_with_the_value(seed):
     """The wider of the two would otherwise win at both ends."""
     values = np.sort(two_heaps(0.3, seed)[0] * (-1) ** seed)  # the wider one above, and below
@@ -212,15 +167,11 @@ def test_lower_of_two_never_rises_with_the_value(seed):
     assert found.min() >= 0 and found.max() <= 1 and found[0] > 0.9 > 0.1 > found[-1]
     assert np.diff(found).max() <= 1e-9
     np.testing.assert_allclose(gmm_posterior(100 * values - 3), found, atol=1e-6)
-
-
-def test_lower_of_two_of_equal_values_is_one():
     np.testing.assert_array_equal(gmm_posterior(np.full(9, 2.5)), np.ones(9))
-    np.testing.assert_array_equal(gmm_posterior(np.array([3, 3])), np.ones(2))
 
 
 @both_types
-@pytest.mark.parametrize("seed", [1, 4, 6])
+@pytest.mark.parametrize("seed", [1, 4])
 def test_small_loss_by_hand(seed, dtype):
     labels, probs = random_problem(seed, dtype)
     labels, probs = labels[:300], probs[:300]
@@ -236,8 +187,8 @@ def test_small_loss_by_hand(seed, dtype):
 
 def test_margin_history_is_the_area_under_the_margin():
     """Equations 1 and 2 of Pleiss et al.: the mean over epochs of the label's logit less the largest other."""
-    draws = np.random.default_rng(0)
-    labels, logits = draws.integers(0, 4, 60), draws.normal(size=(7, 60, 4))
+    rng = np.random.default_rng(0)
+    labels, logits = rng.integers(0, 4, 60), rng.normal(size=(7, 60, 4))
     logits[:, np.arange(60), labels] += np.where(np.arange(60) < 20, -0.3, 1.2)
     margins, areas = np.empty((7, 60), np.float32), np.zeros(60)
     for t in range(7):
@@ -297,9 +248,10 @@ def test_contract_on_planted_flips(name, rate):
 def test_a_suggestion_for_a_flagged_label_is_the_best_other_class(name):
     labels, probs, features, history, _ = overlapping(0.4, 3)
     suspects = detect(name, labels, probs, features, history)
-    votes, votes_of_10 = (feature_detectors.neighbour_votes(labels, features, 5, k) for k in (20, 10))
+    similarity, index = neighbours.nearest(features, 20)
+    votes, votes_of_10 = (neighbours.vote(similarity[:, :k], labels[index[:, :k]], 5) for k in (20, 10))
     both = (probs + votes) / 2
-    logs = feature_detectors.log_likelihoods(labels, features, 5)
+    logs = log_likelihoods(labels, features, 5)
     beliefs = {"knn": votes, "simifeat": votes_of_10, "density": logs, "auxiliary": both, "ensemble": both}
     belief = beliefs.get(name, probs)
     assert suspects.flagged.any()
@@ -331,24 +283,12 @@ def test_order_of_rows_does_not_matter(name):
         np.testing.assert_array_equal(shuffled.flagged, straight.flagged[order])
 
 
-@every_detector
-def test_read_only_arrays_are_taken_silently_and_stay(name):
-    """Arrays of a run folder are read-only memory maps, of which torch warns once a process; here each time."""
-    labels, probs, features, history, _ = overlapping(0.2, 0)
-    assert not any(array.flags.writeable for array in (labels, probs, features, history))
-    torch.set_warn_always(True)
-    try:
-        detect(name, labels, probs, features, history)
-    finally:
-        torch.set_warn_always(False)
-
-
 @pytest.fixture(params=[1, 3, 4], ids=["K20", "ties", "empty_class"])
 def problem(request) -> dict[str, np.ndarray]:
     """Return labels, probs, features and a history of 120 rows."""
     labels, probs = random_problem(request.param, np.float32)
-    draws = np.random.default_rng(request.param)
-    features, history = draws.normal(size=(120, 6)).astype(np.float32), draws.normal(size=(5, 120)).astype(np.float32)
+    rng = np.random.default_rng(request.param)
+    features, history = rng.normal(size=(120, 6)).astype(np.float32), rng.normal(size=(5, 120)).astype(np.float32)
     return {"labels": labels[:120], "probs": probs[:120], "features": features, "history": history}
 
 
@@ -359,123 +299,94 @@ def assert_same(ours: Suspects, expected: Suspects, atol: float = 0):
 
 
 @every_detector
-def test_any_number_of_threads_and_parts_gives_the_same(monkeypatch, name, problem):
-    """All rows at once, a few with a short part at the end, or parts of one row and of none."""
-    expected, threads = detect(name, **problem), torch.get_num_threads()
+def test_arrays_may_lie_in_memory_as_they_like_and_are_left_as_they_were(tmp_path, name, problem):
+    """Mapped arrays of a run folder are read-only, of which torch warns once a process; here each time."""
+    expected, before = detect(name, **problem), {key: array.copy() for key, array in problem.items()}
+    strided = np.full((240, 3 * problem["probs"].shape[1]), np.nan, np.float32)[::-2, 1::3]
+    strided[:] = problem["probs"]
+    for key, array in problem.items():
+        np.save(tmp_path / f"{key}.npy", array)
+    mapped = {key: np.load(tmp_path / f"{key}.npy", mmap_mode="r") for key in problem}
+    torch.set_warn_always(True)
     try:
-        for number, parts in ((1, 1), (3, 11), (2, 90)):
-            torch.set_num_threads(number)
-            monkeypatch.setattr(confident, "PARTS", parts)
-            assert_same(detect(name, **problem), expected)
+        for same in (problem | {"probs": np.asfortranarray(strided)}, problem | {"probs": strided}, mapped):
+            assert_same(detect(name, **same), expected, 1e-3 * (name in LEARNERS))
     finally:
-        torch.set_num_threads(threads)
-
-
-@every_detector
-def test_inputs_are_left_as_they_were(name, problem):
-    before = {key: array.copy() for key, array in problem.items()}
-    assert all(array.flags.writeable for array in problem.values())
-    detect(name, **problem)
+        torch.set_warn_always(False)
     for key, array in problem.items():
         np.testing.assert_array_equal(array, before[key])
 
 
 @every_detector
-def test_probabilities_may_lie_in_memory_as_they_like(tmp_path, name, problem):
-    probs, expected = problem["probs"], detect(name, **problem)
-    strided = np.full((2 * len(probs), 3 * probs.shape[1]), np.nan, np.float32)[::-2, 1::3]
-    strided[:] = probs
-    np.save(tmp_path / "probs.npy", probs)
-    mapped = np.load(tmp_path / "probs.npy", mmap_mode="r")
-    for same in (np.asfortranarray(probs), strided, mapped):
-        assert same is mapped or not same.flags.c_contiguous
-        assert_same(detect(name, **problem | {"probs": same}), expected, 1e-3 * (name in LEARNERS))
+def test_blocks_of_any_size_and_any_number_of_threads_find_the_same(monkeypatch, name, problem):
+    """Bit for bit; and with the neighbours found before nothing is searched: one search serves all detectors."""
+    expected, threads = detect(name, **problem), torch.get_num_threads()
+    found = neighbours.nearest(problem["features"], 25)
+    monkeypatch.setattr(neighbours, "nearest", None)
+    try:
+        for number, rows in ((1, 1), (3, 7)):
+            torch.set_num_threads(number)
+            monkeypatch.setattr(probabilities, "BLOCK_ELEMENTS", 5 * rows)
+            monkeypatch.setattr(neighbours, "BLOCK_ROWS", rows)
+            monkeypatch.setattr(suspects_module, "BLOCK_ROWS", rows)
+            assert_same(detect(name, **problem, neighbours=found), expected)
+    finally:
+        torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", [name for name, row in DETECTORS.items() if "probs" in {*row.needs, *row.takes}])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_probabilities_that_are_not_finite_are_refused(name, value):
-    """In the given class of the first row, or in a class that nobody is labelled as."""
-    labels, draws = np.arange(30) % 5, np.random.default_rng(0)
-    features, history = draws.normal(size=(30, 4)), draws.normal(size=(3, 30))
-    for row, column in ((0, 0), (17, 5)):
-        probs = np.full((30, 6), 1 / 6, np.float32)
-        probs[row, column] = value
-        refused("probs holds values that are not finite", call=detect)(name, labels, probs, features, history)
+PARAMETERS = {name: inspect.signature(function).parameters for name, function in DETECTORS.items()}
 
 
-@every_detector
-def test_in_sample_probabilities_are_refused(name):
-    """A network that has seen the labels vouches for them; what lost its mark cannot be told from others."""
-    labels, probs, features, history, _ = overlapping(0.2, 0)
-    marked = probs.view(InSample)
-    refused("predict.out_of_fold", "finetune.cross_fit", call=detect)(name, labels, marked, features, history)
-    refused("predict.out_of_fold", call=detect)(name, labels[:50], marked[:50], features[:50], history[:, :50])
-    assert_same(
-        detect(name, labels, np.asarray(marked), features, history), detect(name, labels, probs, features, history)
-    )
-
-
-@pytest.mark.parametrize("function", [detect, *(detector.find for detector in DETECTORS.values())])
-def test_no_detector_can_see_the_truth(function):
-    allowed = {"name", "labels", "probs", "features", "history", "seed", "near", "options", "share", "k", "ratio"}
-    assert set(inspect.signature(function).parameters) <= allowed
+@pytest.mark.parametrize("name", [name for name, parameters in PARAMETERS.items() if "probs" in parameters])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_probabilities_that_are_not_finite_are_refused(name, value, problem):
+    problem["probs"][17, 1] = value
+    refused("probs holds values that are not finite", call=detect)(name, **problem)
 
 
 @every_detector
-def test_detect_hands_on_what_the_detector_needs(name):
+def test_no_detector_can_see_the_truth_and_each_gets_what_its_signature_names(name):
+    assert set(PARAMETERS[name]) <= {"labels", *INPUTS, "seed", "share", "k", "ratio"}
     labels, probs, features, history, _ = overlapping(0.2, 0)
-    inputs, detector = {"probs": probs, "features": features, "history": history}, DETECTORS[name]
-    used = {key: inputs[key] for key in (*detector.needs, *detector.takes)}
-    direct = detector.find(labels, **used, **({"seed": 7} if detector.seeded else {}))
+    inputs = {"probs": probs, "features": features, "history": history}
+    used = {key: array for key, array in inputs.items() if key in PARAMETERS[name]}
+    direct = DETECTORS[name](labels, **used, **({"seed": 7} if "seed" in PARAMETERS[name] else {}))
     assert_same(detect(name, labels, **used, seed=7), direct)
     assert_same(detect(name, labels, **inputs, seed=7), direct)
     as_lists = {key: array.tolist() for key, array in used.items()}
     np.testing.assert_allclose(detect(name, labels.tolist(), **as_lists, seed=7).score, direct.score, atol=1e-3)
 
 
-@pytest.mark.parametrize("needed", ["probs", "features"])
-def test_the_ensemble_takes_what_is_there(needed):
-    labels, probs, features, _, _ = overlapping(0.2, 0)
-    inputs = {needed: {"probs": probs, "features": features}[needed]}
-    assert_same(detect("ensemble", labels, **inputs, seed=7), DETECTORS["ensemble"].find(labels, **inputs, seed=7))
-
-
 FROM_PROBS = {"confidence", "disagreement", "confident_learning", "prune_by_class", "prune_by_noise_rate", "prune_both",
               "small_loss"}  # fmt: skip
-FROM_FEATURES, FROM_HISTORY = {"knn", "simifeat", "density"}, {"margin_history", "forgetting"}
+FROM_NEIGHBOURS, FROM_HISTORY = {"knn", "simifeat"}, {"margin_history", "forgetting"}
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
         ([], set()),
-        (["probs"], FROM_PROBS | {"ensemble"}),
-        (["features"], FROM_FEATURES | {"ensemble"}),
         (["history"], set()),
+        (["probs"], FROM_PROBS | {"ensemble"}),
+        (["features"], FROM_NEIGHBOURS | {"density", "ensemble"}),
+        (["neighbours"], FROM_NEIGHBOURS | {"ensemble"}),
         (["probs", "history"], FROM_PROBS | FROM_HISTORY | {"ensemble"}),
-        (["features", "history"], FROM_FEATURES | {"ensemble"}),
-        (["probs", "features"], FROM_PROBS | FROM_FEATURES | LEARNERS),
-        (["probs", "features", "history"], DETECTORS.keys()),
+        (["probs", "neighbours"], FROM_PROBS | FROM_NEIGHBOURS | {"ensemble"}),
+        (["probs", "features"], FROM_PROBS | FROM_NEIGHBOURS | {"density"} | LEARNERS),
+        (INPUTS, set(DETECTORS)),
     ],
 )
-def test_detectors_name_what_they_miss(given, expected):
-    """And those that the inputs suffice for run."""
+def test_usable_detectors_run_and_the_others_name_what_they_miss(given, expected):
     labels, probs, features, history, _ = overlapping(0.2, 0)
-    inputs = {"probs": probs, "features": features, "history": history}
-    inputs = {key: array if key in given else None for key, array in inputs.items()}
+    found = neighbours.nearest(features, 20)
+    inputs = {"probs": probs, "features": features, "history": history, "neighbours": found}
+    inputs = {key: array for key, array in inputs.items() if key in given}
+    names = usable(given, len(labels))
+    assert set(names) == set(expected) and names == [name for name in DETECTORS if name in expected]
     for name in expected:
-        assert len(detect(name, labels, **inputs).score) == len(labels)
+        assert np.isfinite(detect(name, labels, **inputs).score).all()
     for name in DETECTORS.keys() - set(expected):
         refused(f"detector '{name}' needs", call=detect)(name, labels, **inputs)
-
-
-def test_history_is_checked_along_its_rows(monkeypatch):
-    probe = label_errors.Detector(lambda labels, history: history.shape, ("history",))
-    monkeypatch.setitem(DETECTORS, "probe", probe)
-    assert detect("probe", np.arange(6) % 2, history=np.zeros((3, 6))) == (3, 6)
-    with pytest.raises(InputError, match="history has 3 rows for 6 labels"):
-        detect("probe", np.arange(6) % 2, history=np.zeros((6, 3)))
 
 
 LABELS, PROBS = np.arange(12) % 3, np.full((12, 3), 1 / 3)
@@ -486,36 +397,33 @@ FEATURES, HISTORY = np.random.default_rng(0).normal(size=(12, 4)), np.random.def
     ("name", "changes", "message"),
     [
         ("confident_lerning", {}, "unknown detector 'confident_lerning': did you mean 'confident_learning'"),
-        ("knn", {"features": None}, "detector 'knn' needs features"),
+        ("knn", {"features": None}, "detector 'knn' needs features or neighbours"),
         ("confidence", {"probs": None}, "detector 'confidence' needs probs"),
         ("auxiliary", {"features": None}, "detector 'auxiliary' needs features"),
         ("forgetting", {"history": None}, "detector 'forgetting' needs history"),
-        ("margin_history", {"probs": None}, "detector 'margin_history' needs probs"),
         ("ensemble", {"probs": None, "features": None}, "detector 'ensemble' needs probs or features"),
-        ("confidence", {"probs": PROBS[:-1]}, "probs has 11 rows for 12 labels"),
         ("ensemble", {"probs": PROBS[:-1]}, "probs has 11 rows for 12 labels"),
         ("knn", {"features": FEATURES[:5]}, "features has 5 rows for 12 labels"),
+        ("knn", {"neighbours": np.zeros((2, 9, 20), int)}, "neighbours has 9 rows for 12 labels"),
+        ("knn", {"neighbours": np.zeros((2, 12, 5), int)}, "11 are needed"),
         ("forgetting", {"history": HISTORY[:, :5]}, "history has 5 rows for 12 labels"),
-        ("margin_history", {"history": np.zeros((5, 12, 3))}, "history has 3 dimensions; it must have 2"),
         ("knn", {"features": np.where(np.eye(12, 4), np.inf, FEATURES)}, "features holds values that are not finite"),
-        ("forgetting", {"history": HISTORY * np.nan}, "history holds values that are not finite"),
         ("confidence", {"labels": LABELS + 1}, "labels run from 1 to 3"),
-        ("confident_learning", {"labels": LABELS - 1}, "labels run from -1 to 1"),
         ("knn", {"labels": LABELS - 1, "probs": None}, "labels run from -1 to 1"),
         ("knn", {"labels": LABELS / 2}, "labels are float64"),
         ("confidence", {"labels": LABELS * 0, "probs": PROBS[:, :1]}, "1 classes"),
-        ("knn", {"labels": LABELS[:1], "features": FEATURES[:1]}, "'knn' needs at least 2 rows; there are 1"),
-        (
-            "auxiliary",
-            {"labels": LABELS[:9], "probs": PROBS[:9], "features": FEATURES[:9]},
-            "'auxiliary' needs at least 10 rows; there are 9",
-        ),
-        ("confidence", {"labels": LABELS[:0], "probs": PROBS[:0]}, "needs at least 1 rows; there are 0"),
     ],
 )
 def test_wrong_input_is_named(name, changes, message):
-    inputs = {"labels": LABELS, "probs": PROBS, "features": FEATURES, "history": HISTORY} | changes
-    refused(message, call=detect)(name, **inputs)
+    refused(message, call=detect)(
+        name, **{"labels": LABELS, "probs": PROBS, "features": FEATURES, "history": HISTORY} | changes
+    )
+
+
+def test_probabilities_may_be_whole_numbers():
+    assert_same(
+        detect("disagreement", LABELS, np.eye(3, dtype=int)[LABELS]), detect("disagreement", LABELS, np.eye(3)[LABELS])
+    )
 
 
 def test_what_a_detector_does_not_read_need_not_fit():
@@ -524,49 +432,14 @@ def test_what_a_detector_does_not_read_need_not_fit():
 
 
 @every_detector
-def test_the_fewest_rows_will_do(name):
-    rows = max(2, DETECTORS[name].rows)
-    suspects = detect(name, LABELS[:rows], PROBS[:rows], FEATURES[:rows], HISTORY[:, :rows])
-    assert np.isfinite(suspects.score).all() and len(suspects.score) == rows
-
-
-@every_detector
-def test_labels_of_one_class_only_give_finite_scores(name):
-    suspects = detect(name, LABELS * 0, PROBS, FEATURES, HISTORY)
-    assert np.isfinite(suspects.score).all()
-    assert (suspects.suggested != 0)[suspects.flagged].all()
-
-
-@pytest.mark.parametrize("name", ["knn", "simifeat", "auxiliary", "ensemble"])
-def test_one_search_serves_every_detector(monkeypatch, name):
-    """With the neighbours given nothing is searched, and the result is the same; knn and simifeat need no features."""
-    labels, probs, features, _, _ = overlapping(0.2, 0)
-    expected = detect(name, labels, probs, features, seed=3)
-    near = neighbours.nearest(features, 25)
-    monkeypatch.setattr(neighbours, "nearest", None)
-    assert_same(detect(name, labels, probs, features, seed=3, near=near), expected)
-    if name in ("knn", "simifeat"):
-        assert_same(detect(name, labels, near=near), expected)
-    else:
-        refused("needs features" if name == "auxiliary" else "needs probs or features", call=detect)(
-            name, labels, near=near, **({"probs": probs} if name == "auxiliary" else {}))  # fmt: skip
-    refused(f"near has 9 rows for {len(labels)} labels", call=detect)(
-        name, labels, probs, features, near=[part[:9] for part in near]
+def test_the_fewest_rows_and_labels_of_one_class_give_finite_scores(name):
+    fewest = FEWEST_ROWS.get(name, 2)
+    for n, labels in ((fewest, LABELS), (12, LABELS * 0)):
+        suspects = detect(name, labels[:n], PROBS[:n], FEATURES[:n], HISTORY[:, :n])
+        assert np.isfinite(suspects.score).all() and len(suspects.score) == n
+        assert (suspects.suggested != labels[:n])[suspects.flagged].all()
+    assert name in usable(INPUTS, fewest) and name not in usable(INPUTS, fewest - 1)
+    n = fewest - 1
+    refused(f"'{name}' needs at least {fewest} rows", call=detect)(
+        name, LABELS[:n], PROBS[:n], FEATURES[:n], HISTORY[:, :n]
     )
-
-
-@pytest.mark.parametrize("rows", [1, 7, 500])
-@pytest.mark.parametrize("name", [*sorted(FROM_PROBS), "knn"])
-def test_blocks_of_any_size_find_the_same(monkeypatch, tmp_path, name, rows):
-    """Bit for bit, from probabilities in a mapped file read a few rows at a time, and from neighbours found before."""
-    labels, probs, features, _, _ = overlapping(0.2, 0)
-    near = neighbours.nearest(features, 20)
-    expected = detect(name, labels, probs, near=near)
-    np.save(tmp_path / "probs.npy", probs)
-    for module, constant in {confident: "BLOCK_ROWS", neighbours: "VOTERS", suspects_module: "BLOCK_ROWS"}.items():
-        monkeypatch.setattr(module, constant, rows)
-    assert_same(detect(name, labels, np.load(tmp_path / "probs.npy", mmap_mode="r"), near=near), expected)
-    spoilt = probs.copy()
-    spoilt[-1, 0] = np.nan
-    if name in FROM_PROBS:
-        refused("not finite", call=detect)(name, labels, spoilt)

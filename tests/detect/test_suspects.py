@@ -4,30 +4,20 @@ import numpy as np
 import pytest
 from expected import refused
 
-from ptglab.detect.suspects import (
-    InSample,
-    Suspects,
-    check,
-    check_classes,
-    class_rows,
-    flag,
-    refuse_in_sample,
-    suspects,
-)
+from ptglab.detect.suspects import Suspects, check, check_classes, class_rows, flag, suspects
 
 
 def random_belief(seed: int, n: int = 200, k: int = 5) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return (labels, belief [N, K], score, flagged): two labels in three are the class most believed in."""
-    draws = np.random.default_rng(seed)
-    belief = draws.normal(size=(n, k))
-    labels = np.where(draws.random(n) < 2 / 3, belief.argmax(1), draws.integers(0, k, n))
-    return labels, belief, draws.normal(size=n), draws.random(n) < 0.4
+    """Return (labels, belief [N, K], score, flagged): two labels in three are the likeliest class."""
+    rng = np.random.default_rng(seed)
+    belief = rng.normal(size=(n, k))
+    labels = np.where(rng.random(n) < 2 / 3, belief.argmax(1), rng.integers(0, k, n))
+    return labels, belief, rng.normal(size=n), rng.random(n) < 0.4
 
 
 @pytest.mark.parametrize("known", [False, True])
-@pytest.mark.parametrize("seed", range(3))
-def test_the_suggestion_is_the_best_class_and_for_a_flagged_label_the_best_other(seed, known):
-    labels, belief, score, flagged = random_belief(seed)
+def test_the_suggestion_is_the_best_class_and_for_a_flagged_label_the_best_other(known):
+    labels, belief, score, flagged = random_belief(0)
     before, best = belief.copy(), belief.argmax(1)
     found = suspects(labels, belief, score, flagged, best if known else None)
     for label, row, is_flagged, suggested in zip(labels, belief, flagged, found.suggested, strict=True):
@@ -41,16 +31,15 @@ def test_the_suggestion_is_the_best_class_and_for_a_flagged_label_the_best_other
     np.testing.assert_array_equal(found.flagged, flagged)
 
 
-@pytest.mark.parametrize("count", [0, 1, 37, 199, 200, np.int64(5), 12.0])
+@pytest.mark.parametrize("count", [0, 1, 199, 200, np.int64(5), 12.0])
 def test_flag_flags_that_many_of_the_lowest_score(count):
-    labels, belief, score, flagged = random_belief(0)
-    found = suspects(labels, belief, score, flagged)
-    anew = flag(found, count)
+    found = suspects(*random_belief(0))
+    before, anew = found.flagged.copy(), flag(found, count)
     assert anew.flagged.dtype == bool and anew.flagged.sum() == count
     assert max(anew.score[anew.flagged], default=-np.inf) <= min(anew.score[~anew.flagged], default=np.inf)
     np.testing.assert_array_equal(anew.score, found.score)
     np.testing.assert_array_equal(anew.suggested, found.suggested)
-    np.testing.assert_array_equal(found.flagged, flagged)  # as it was
+    np.testing.assert_array_equal(found.flagged, before)
 
 
 @pytest.mark.parametrize("n", [20, 5000])
@@ -58,12 +47,11 @@ def test_flag_takes_the_first_rows_of_equals(n):
     """Nine tenths tie at the lowest score: NumPy's default sort would mix them from 17 rows on."""
     score = np.where(np.arange(n) % 10, 0.25, 0.5).astype(np.float32)
     found = Suspects(score, np.zeros(n, bool), np.zeros(n, int))
-    expected = [i for i in range(n) if i % 10][: n // 3]
-    assert list(np.flatnonzero(flag(found, n // 3).flagged)) == expected
+    assert list(np.flatnonzero(flag(found, n // 3).flagged)) == [i for i in range(n) if i % 10][: n // 3]
 
 
 def test_flag_suggests_anew_from_labels_and_belief():
-    """Rows 0 and 1 are flagged; row 0's label is the best class, so that it is told the second best."""
+    """Rows 0 and 1 are flagged; row 0's label is the best class, so that the second best is suggested."""
     labels, belief = np.array([2, 1, 0]), np.array([[0.1, 0.3, 0.6], [0.5, 0.4, 0.1], [0.9, 0.1, 0.0]])
     found = suspects(labels, belief, np.array([0.1, 0.2, 0.3]), np.zeros(3, bool))
     assert list(found.suggested) == [2, 0, 0]
@@ -74,10 +62,10 @@ def test_flag_suggests_anew_from_labels_and_belief():
     assert list(once_more.suggested) == [2, 0, 0] and not once_more.flagged.any()
 
 
-@pytest.mark.parametrize("count", [-1, 4, 1.5, np.nan, np.inf, -0.5])
+@pytest.mark.parametrize("count", [-1, 4, 1.5, np.nan, np.inf])
 def test_flag_refuses_counts_that_are_none(count):
     found = Suspects(np.zeros(3, np.float32), np.zeros(3, bool), np.zeros(3, int))
-    refused(f"{count} labels cannot be flagged", "from 0 to 3", call=flag)(found, count)
+    refused(f"{count}", "from 0 to 3", call=flag)(found, count)
 
 
 ROWS = np.zeros(12, int)
@@ -86,21 +74,20 @@ ROWS = np.zeros(12, int)
 @pytest.mark.parametrize(
     ("labels", "arrays", "message"),
     [
-        (np.zeros(12), {}, "labels are float64 of shape (12,); they must be whole numbers, one a row"),
-        (np.zeros(12, bool), {}, "labels are bool of shape (12,)"),
-        (np.zeros(12, str), {}, "labels are <U1 of shape (12,)"),
-        (np.eye(12, dtype=int), {}, "labels are int64 of shape (12, 12)"),
-        (np.array(3), {}, "labels are int64 of shape ()"),
+        (np.zeros(12), {}, "labels are float64 of shape (12,)"),
+        (np.zeros(12, bool), {}, "labels are bool"),
+        (np.zeros(12, str), {}, "labels are <U1"),
+        (np.eye(12, dtype=int), {}, "shape (12, 12)"),
+        (np.array(3), {}, "shape ()"),
         (ROWS, {"probs": np.zeros((11, 3))}, "probs has 11 rows for 12 labels"),
-        (ROWS, {"features": np.zeros(12)}, "features has 1 dimensions; it must have 2"),
-        (ROWS, {"history": np.zeros((4, 12, 3))}, "history has 3 dimensions; it must have 2"),
+        (ROWS, {"features": np.zeros(12)}, "features has 1 dimensions"),
         (ROWS, {"history": np.zeros((12, 4))}, "history has 4 rows for 12 labels"),
         (ROWS, {"history": np.zeros((0, 12))}, "history is empty"),
         (ROWS, {"features": np.zeros((12, 0))}, "features is empty"),
-        (ROWS, {"probs": np.zeros((12, 0))}, "probs is empty"),
         (ROWS, {"features": np.full((12, 2), np.nan)}, "features holds values that are not finite"),
         (ROWS, {"history": np.full((2, 12), -np.inf)}, "history holds values that are not finite"),
         (ROWS, {"probs": np.zeros((12, 3)), "features": np.zeros((13, 3))}, "features has 13 rows for 12 labels"),
+        (ROWS, {"neighbours": [np.zeros((5, 2))] * 2}, "neighbours has 5 rows for 12 labels"),
     ],
 )
 def test_check_names_what_does_not_fit(labels, arrays, message):
@@ -113,44 +100,20 @@ def test_check_lets_pass_what_fits():
         probs = np.full((12, 3), np.nan)
         check(ROWS.astype(dtype), probs=probs, features=np.zeros((12, 1)), history=np.zeros((1, 12)))
     check(ROWS[:0], probs=np.zeros((0, 3)))
+    check_classes(np.array([0, 2]), 3)
+    check_classes(np.array([5, 9]))
 
 
 @pytest.mark.parametrize(
-    ("labels", "num_classes", "words"),
-    [
-        ([-1, 0, 1], None, ["labels run from -1 to 1", "start at 0"]),
-        ([-1, 0, 1], 3, ["labels run from -1 to 1"]),
-        ([0, 1, 3], 3, ["labels run from 0 to 3", "3 classes"]),
-        ([0, 0, 0], 1, ["labels run from 0 to 0", "1 classes"]),
-    ],
+    ("labels", "k", "words"), [([-1, 1], None, "from -1 to 1"), ([0, 3], 3, "from 0 to 3"), ([0, 0], 1, "1 classes")]
 )
-def test_check_classes_names_the_labels(labels, num_classes, words):
-    refused(*words, call=check_classes)(np.array(labels), num_classes)
+def test_check_classes_names_the_labels(labels, k, words):
+    refused(words, call=check_classes)(np.array(labels), k)
 
 
-def test_check_classes_lets_pass_what_fits():
-    check_classes(np.array([0, 2]), 3)
-    check_classes(np.array([5, 9]))
-    check_classes(np.array([0]), 2)
-
-
-@pytest.mark.parametrize(("n", "k"), [(50, 4), (300, 40), (3, 5), (0, 2)])
+@pytest.mark.parametrize(("n", "k"), [(50, 4), (300, 40), (600, 300), (3, 5), (0, 2)])
 def test_class_rows_by_hand(n, k):
     """Class 1 is nobody's."""
     labels = np.random.default_rng(n).integers(0, k, n)
     labels[labels == 1] = 0
-    rows = class_rows(labels, k)
-    assert [list(found) for found in rows] == [[i for i in range(n) if labels[i] == j] for j in range(k)]
-
-
-def test_what_is_made_of_in_sample_probabilities_is_refused_too():
-    probs = np.full((6, 2), 0.5).view(InSample)
-    for marked in (probs, probs[:3], probs[[0, 2]], probs.copy(), (probs + probs) / 2, probs.astype(np.float32)):
-        refused("predict.out_of_fold or finetune.cross_fit", call=refuse_in_sample)(marked)
-
-
-def test_what_bears_no_mark_is_not_refused():
-    """Nobody can tell from the values alone."""
-    refuse_in_sample(None)
-    refuse_in_sample(np.full((6, 2), 0.5))
-    refuse_in_sample(np.asarray(np.full((6, 2), 0.5).view(InSample)))
+    assert [list(rows) for rows in class_rows(labels, k)] == [[i for i in range(n) if labels[i] == j] for j in range(k)]

@@ -7,7 +7,7 @@ import pytest
 from expected import refused
 from wrong_labels import both_types, random_problem
 
-from ptglab.detect import probabilities as confident
+from ptglab.detect import probabilities
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -16,118 +16,103 @@ with warnings.catch_warnings():
     from cleanlab.internal.util import round_preserving_row_totals
 
 
+def thresholds_of(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
+    return probabilities.class_thresholds(labels, probs[np.arange(len(labels)), labels], probs.shape[1])
+
+
+def confident_classes(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
+    return probabilities.confident_classes(probs, thresholds_of(labels, probs), probabilities.read(labels, probs))
+
+
 @both_types
-@pytest.mark.parametrize("seed", range(8))
-def test_read_and_margin_by_hand(seed, dtype):
+@pytest.mark.parametrize("elements", [1, 100, 1 << 18])
+@pytest.mark.parametrize("seed", range(4))
+def test_read_margin_and_confident_class_by_hand(monkeypatch, seed, dtype, elements):
+    """The confident class is that of the for-loop in the docstring of cleanlab's `compute_confident_joint`."""
+    monkeypatch.setattr(probabilities, "BLOCK_ELEMENTS", elements)
     labels, probs = random_problem(seed, dtype)
-    rows = confident.read(labels, probs)
-    margin = confident.margin(labels, probs, rows)
+    rows, thresholds = probabilities.read(labels, probs), get_confident_thresholds(labels, probs)
+    margin, confident = probabilities.margin(labels, probs, rows), confident_classes(labels, probs)
     for i, (label, row) in enumerate(zip(labels, probs, strict=True)):
         assert rows.own[i] == row[label] and rows.largest[i] == max(row)
         assert rows.best[i] == list(row).index(max(row))
         assert margin[i] == row[label] - max(p for j, p in enumerate(row) if j != label)
         assert rows.doubtful[i] == (row[label] < max(row) - 1e-6)
+        reached = row >= thresholds - 1e-6
+        expected = -1 if not reached.any() else np.argmax(reached) if reached.sum() == 1 else np.argmax(row)
+        assert confident[i] == expected
     assert {array.dtype for array in (rows.own, rows.largest, margin)} == {np.dtype(dtype)}
     assert rows.doubtful.any() and not rows.doubtful.all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("row", [0, 17, 29])
-@pytest.mark.parametrize("column", [0, 5])
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (17, 5), (29, 5)])
 def test_what_is_not_finite_is_refused_wherever_it_stands(row, column, value):
+    """In the given class of the row, or in a class that nobody is labelled as."""
     probs = np.full((30, 6), 1 / 6, np.float32)
     probs[row, column] = value
-    refused("probs holds values that are not finite", call=confident.read)(np.arange(30) % 5, probs)
+    refused("probs holds values that are not finite", call=probabilities.read)(np.arange(30) % 5, probs)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_class_thresholds_are_cleanlabs(seed):
     """A class that nobody is labelled as is out of reach: infinite here, 2 there."""
     labels, probs = random_problem(seed)
-    ours, peer = confident.class_thresholds(labels, probs), get_confident_thresholds(labels, probs)
+    ours, peer = thresholds_of(labels, probs), get_confident_thresholds(labels, probs)
     missing = np.bincount(labels, minlength=probs.shape[1]) == 0
     assert missing.any() == (seed % 4 == 0 and probs.shape[1] > 2)
     np.testing.assert_array_equal(np.isinf(ours), missing)
     np.testing.assert_allclose(ours[~missing], peer[~missing], rtol=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_confident_class_by_hand(seed):
-    """Against the for-loop in the docstring of cleanlab's `compute_confident_joint`."""
-    labels, probs = random_problem(seed)
-    thresholds = get_confident_thresholds(labels, probs)
-    for row, ours in zip(probs, confident.confident_class(labels, probs), strict=True):
-        reached = row >= thresholds - 1e-6
-        expected = -1 if not reached.any() else np.argmax(reached) if reached.sum() == 1 else np.argmax(row)
-        assert ours == expected
-
-
-def test_search_leaves_what_is_not_asked_at_the_most_probable_class():
-    labels, probs = random_problem(5)
-    rows, asked = confident.read(labels, probs), np.arange(len(labels)) % 2 == 0
-    found = confident.search(probs, confident.class_thresholds(labels, probs), rows, asked)
-    whole = confident.confident_class(labels, probs)
-    assert (whole != rows.best).any()
-    np.testing.assert_array_equal(found, np.where(asked, whole, rows.best))
-
-
 @both_types
-@pytest.mark.parametrize("seed", range(20))
-def test_the_joint_is_cleanlabs(seed, dtype):
-    """Cleanlab rounds to whole numbers, ours are exact: rounded its way they are the same."""
+@pytest.mark.parametrize("seed", range(12))
+def test_the_joint_and_the_removals_are_cleanlabs(seed, dtype):
+    """Cleanlab rounds the joint to whole numbers, ours is exact: rounded its way they are the same."""
     labels, probs = random_problem(seed, dtype)
-    joint = confident.joint(labels, probs)
+    joint = probabilities.joint(labels, probs)
     peer = compute_confident_joint(labels, probs, calibrate=True)
     np.testing.assert_array_equal(round_preserving_row_totals(joint), peer)
     np.testing.assert_allclose(joint.sum(1), np.bincount(labels, minlength=probs.shape[1]), atol=1e-6)
     assert joint.dtype == np.float64
+    removals = probabilities.removals(labels, probs, probabilities.read(labels, probs))
+    np.testing.assert_array_equal(removals, _keep_at_least_n_per_class(peer.T, n=1).T)
+    assert removals.diagonal().min() >= 1
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_joint_by_hand(seed):
     """Equations 1 to 3 of the paper, and one right row for every class that anybody is labelled as."""
     labels, probs = random_problem(seed)
-    k, guess = probs.shape[1], confident.confident_class(labels, probs)
+    k, guess = probs.shape[1], confident_classes(labels, probs)
     expected = np.zeros((k, k))
     for i in range(k):
         counts = [float(((labels == i) & (guess == j)).sum()) for j in range(k)]
         counts[i] = max(counts[i], 1)
         expected[i] = [count / sum(counts) * (labels == i).sum() for count in counts]
-    np.testing.assert_allclose(confident.joint(labels, probs), expected, atol=1e-9)
+    np.testing.assert_allclose(probabilities.joint(labels, probs), expected, atol=1e-9)
 
 
 def test_calibrated_by_hand():
     """Nobody of class 1 is confident, so that its one right row stands for all 6; class 2 is nobody's label."""
     counts, sizes = np.array([[6, 2, 0], [0, 0, 0], [0, 0, 0]]), np.array([16, 6, 0])
-    np.testing.assert_allclose(confident.calibrated(counts, sizes), [[12, 4, 0], [0, 6, 0], [0, 0, 0]])
+    np.testing.assert_allclose(probabilities.calibrated(counts, sizes), [[12, 4, 0], [0, 6, 0], [0, 0, 0]])
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_row_that_counts_twice_is_a_row_that_is_there_twice(seed):
     labels, probs = random_problem(seed)
     times = np.random.default_rng(seed).integers(0, 4, len(labels))
     times[labels == labels[0]] = 0  # a class that is not drawn
     probs[:, labels[1]] = 0  # a class that is never believed
-    repeated = confident.joint(labels.repeat(times), probs.repeat(times, 0))
-    np.testing.assert_allclose(confident.joint(labels, probs, weights=times), repeated, atol=1e-6)
-    once = confident.joint(labels, probs, weights=np.ones(len(labels)))
-    np.testing.assert_allclose(once, confident.joint(labels, probs), atol=1e-6)
-
-
-@both_types
-@pytest.mark.parametrize("seed", range(20))
-def test_removals_are_cleanlabs(seed, dtype):
-    labels, probs = random_problem(seed, dtype)
-    ours = confident.removals(labels, probs, confident.read(labels, probs))
-    peer = _keep_at_least_n_per_class(compute_confident_joint(labels, probs).T, n=1).T
-    np.testing.assert_array_equal(ours, peer)
-    assert ours.diagonal().min() >= 1
+    repeated = probabilities.joint(labels.repeat(times), probs.repeat(times, 0))
+    np.testing.assert_allclose(probabilities.joint(labels, probs, weights=times), repeated, atol=1e-6)
 
 
 def test_a_class_keeps_one_label_at_the_cost_of_its_other_counts(monkeypatch):
     """Class 0 would lose all of its 9 labels, 4 and 5 of them; it keeps 1, and each count gives one up."""
     counts = np.array([[0.2, 4.3, 4.5], [0, 5, 0], [2.5, 0, 3.5]])
-    monkeypatch.setattr(confident, "joint", lambda labels, probs, rows: counts)
-    removals = confident.removals(np.zeros(3, int), np.zeros((3, 3)), None)
+    monkeypatch.setattr(probabilities, "joint", lambda labels, probs, rows: counts)
+    removals = probabilities.removals(np.zeros(3, int), np.zeros((3, 3)), None)
     assert removals.dtype == np.int64
     assert removals.tolist() == [[1, 3, 4], [0, 5, 0], [2, 0, 4]]
