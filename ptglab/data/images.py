@@ -1,35 +1,25 @@
 """Image sets: one uint8 tensor of images, the labels in hand, and the true ones where they are known."""
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from ptglab.data import cache
-from ptglab.data import published as listed
-from ptglab.data import parquet
-from ptglab.data.decode import decode, resized
+from ptglab.data import cache, decode, folders, parquet, published
 from ptglab.errors import InputError, one_of
-from ptglab.data.folders import listing, split_folders
 from ptglab.text import printable
-from ptglab.data.sources import Files, Shards
 
-TORCHVISION = {
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
-    "fashion_mnist": "FashionMNIST",
-    "svhn": "SVHN",
-    "stl10": "STL10",
-}
+if TYPE_CHECKING:
+    from torch import Tensor  # imported where it is used: processes that decode do without its half a gigabyte
+
+TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST", "svhn": "SVHN",
+               "stl10": "STL10"}  # fmt: skip
 NAMES = ("digits", *TORCHVISION)
 MAX_SIDE = 4096  # that images can be resized to
 MAX_LABELS = 1 << 24  # bytes of a file of human labels; the published ones have 2.5 million
@@ -48,7 +38,7 @@ class ImageSet:
     `files`: the N image files of a folder; empty for what lies in other ways.
     """
 
-    images: Tensor
+    images: "Tensor"
     labels_given: np.ndarray
     labels_true: np.ndarray | None
     class_names: list[str]
@@ -90,14 +80,11 @@ class ImageSet:
         truth = "unknown"
         if self.labels_true is not None:
             truth = f"known ({(self.labels_true != self.labels_given).mean():.2%} of the given labels are wrong)"
-        lines = [
-            f"{n:,} images of {h} x {w} pixels, {c} channel{'s' * (c > 1)}; {self.num_classes} classes; truth {truth}"
-        ]
-        lines += self.notes
+        size = f"{h} x {w} pixels, {c} channel{'s' * (c > 1)}"
+        lines = [f"{n:,} images of {size}; {self.num_classes} classes; truth {truth}", *self.notes]
         if self.unreadable:
-            lines.append(
-                f"{len(self.unreadable):,} left out, the first: {self.unreadable[0][0]!r} ({self.unreadable[0][1]})"
-            )
+            id, reason = self.unreadable[0]
+            lines.append(f"{len(self.unreadable):,} left out, the first: {id!r} ({reason})")
         return "\n".join(lines)
 
 
@@ -123,21 +110,17 @@ def load(
     for name, side in {"image_size": image_size, "at_most": at_most}.items():
         if not 4 <= (side or 4) <= MAX_SIDE:
             raise InputError(f"{name} is {side}; it must be from 4 to {MAX_SIDE:,}")
-    one_of(f"split of {printable(source)}", split, splits(source))
+    found = _scanned(source)
+    one_of(f"split of {printable(source)}", split, _splits(source, found))
     with _in_one_line(source):
-        if source == "digits":
-            image_set = _digits(split, labels)
-        elif source in TORCHVISION:
-            image_set = _torchvision(source, split, labels)
-        elif not listed.detect(Path(source)) and (files := parquet.split_files(Path(source), split)):
+        if isinstance(found, folders.Split) and (files := parquet.split_files(found, split)):
             return _parquet(source, files, split, labels, image_size, at_most)
-        else:
-            return _folder(Path(source), split, labels, image_size, at_most)
+        if found is not None:
+            return _folder(Path(source), found, split, labels, image_size, at_most)
+        image_set = _digits(split, labels) if source == "digits" else _torchvision(source, split, labels)
     if at_most and max(image_set.images.shape[2:]) > at_most:
         image_size = image_size or at_most
-    if image_size:
-        image_set = replace(image_set, images=resized(image_set.images, image_size))
-    return image_set
+    return replace(image_set, images=decode.resized(image_set.images, image_size)) if image_size else image_set
 
 
 def splits(source: str | Path) -> list[str]:
@@ -146,9 +129,14 @@ def splits(source: str | Path) -> list[str]:
     Raises InputError if there is no such source, naming those there are.
     """
     source = located(source)
-    path = Path(source)
+    return _splits(source, _scanned(source))
+
+
+def _scanned(source: str) -> folders.Split | str | None:
+    """Return what one walk finds in a folder or parquet file, the layout of a published set, or None for a name."""
     if source in NAMES:
-        return ["train", "test"]
+        return None
+    path = Path(source)
     with _in_one_line(source):
         if not os.path.exists(source):
             if os.sep in source or "." in source:
@@ -156,11 +144,14 @@ def splits(source: str | Path) -> list[str]:
             one_of("dataset", source, [*NAMES, "or a folder or parquet file"])
         if not path.is_dir() and not (path.is_file() and path.suffix == ".parquet"):
             raise InputError(f"{source} is neither a folder nor a .parquet file")
-        if listed.detect(path):
-            return listed.splits(path)
-        is_file = path.is_file()
-        both = not is_file and (parquet.split_files(path, "test") or len(split_folders(path)) > 1)
-        return ["train", "test"] if both else ["train"]
+        return published.detect(path) or folders.scan(path)
+
+
+def _splits(source: str, found: folders.Split | str | None) -> list[str]:
+    if isinstance(found, str):
+        return published.splits(Path(source))
+    both = found is None or parquet.split_files(found, "test") or len(folders.splits(found)) > 1
+    return ["train", "test"] if both else ["train"]
 
 
 def located(source: str | Path) -> str:
@@ -175,18 +166,18 @@ def located(source: str | Path) -> str:
 def check_labels(source: str | Path, labels: str | None = None) -> None:
     """Raise InputError unless there is such a source, with the column `labels` of given labels; no image is read."""
     source, labels = located(source), None if labels in (None, "", "label") else labels
-    splits(source)
+    found = _scanned(source)
     with _in_one_line(source):
         if source == "digits":
             one_of("label column of digits", labels or "label", ["label"])
-        elif source in TORCHVISION:
+        elif found is None:
             _human_labels(source, "train", labels) if labels else None
-        elif listed.detect(Path(source)):
-            listed.class_names(Path(source), labels)
-        elif files := parquet.split_files(Path(source), "train"):
+        elif isinstance(found, str):
+            published.class_names(Path(source), labels)
+        elif files := parquet.split_files(found, "train"):
             parquet.check(files[0], labels)
         else:
-            listing(split_folders(Path(source))["train"], labels, Path(source))
+            folders.listing(folders.splits(found)["train"], labels)
 
 
 @contextmanager
@@ -215,6 +206,8 @@ def read_cifar_n(path: str | Path) -> dict[str, np.ndarray]:
     The file is a pickle: only NumPy arrays of numbers are let in, by torch's restricted unpickler.
     Raises InputError if it holds anything else, or more than its bytes.
     """
+    import torch
+
     reconstruct = np._core.multiarray._reconstruct
     allowed = [np.ndarray, np.dtype, type(np.dtype(np.int64)), type(np.dtype(np.int32))]
     allowed += [(reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
@@ -240,6 +233,8 @@ def _label_name(name: str) -> str:
 
 def _digits(split: str, labels: str | None) -> ImageSet:
     """scikit-learn's 1,797 handwritten digits, enlarged from 8 x 8 to 16 x 16; a fixed stratified fifth is the test."""
+    import torch
+    import torch.nn.functional as F
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -254,6 +249,7 @@ def _digits(split: str, labels: str | None) -> ImageSet:
 
 
 def _torchvision(name: str, split: str, labels: str | None) -> ImageSet:
+    import torch
     import torchvision.datasets
 
     where = {"split": split} if name in ("svhn", "stl10") else {"train": split == "train"}
@@ -293,47 +289,51 @@ def _parquet(
     source: str, files: list[Path], split: str, labels: str | None, image_size: int | None, at_most: int | None
 ) -> ImageSet:
     parquet.check(files[0], labels)
-    shards, options = Shards(list(map(os.path.abspath, files))), (image_size, at_most)
-    large = cache.is_large(shards, *options)
-    blobs, given, true, class_names = parquet.read(files, labels, images=not large)
+    given, true, class_names = parquet.read(files, labels)
     rows = np.flatnonzero(given >= 0)
     if not len(rows):
         raise InputError(f"label column '{labels or 'label'}' of {files[0]} has no label in any of its rows")
-    ids = [str(i) for i in rows]
-    if large:
-        shards = replace(shards, skipped=np.flatnonzero(given < 0).tolist())
-        place = cache.folder(source, split, labels, *options)
-        images, kept, broken, notes = cache.images(shards, list(map(str, range(len(given)))), place, *options)
-        kept = np.searchsorted(rows, kept)
-    else:
-        images, kept, broken, notes = decode([blobs[i] for i in rows], ids, io.BytesIO, *options)
+    ids, files = [str(i) for i in rows], list(map(Path, map(os.path.abspath, files)))
+    place = cache.folder(source, split, labels, image_size, at_most)
+    parts = parquet.blocks(files, given >= 0)
+    images, kept, broken, notes = cache.images(parts, ids, files, place, image_size, at_most)
     missing = [(str(i), printable(f"has no {labels or 'label'}")) for i in np.flatnonzero(given < 0)]
     unreadable, rows = sorted(missing + broken, key=lambda pair: int(pair[0])), rows[kept]
     return ImageSet(images, given[rows], None if true is None else true[rows], class_names, [ids[i] for i in kept],
                     unreadable, notes)  # fmt: skip
 
 
-def _folder(source: Path, split: str, labels: str | None, image_size: int | None, at_most: int | None) -> ImageSet:
-    published = listed.detect(source)
-    folders = {split: source} if published else split_folders(source)
-    parts = listed.listing(source, split, labels) if published else listing(folders[split], labels, source)
-    files, given, true, unreadable = parts
-    ids = [id for id in files if id in given]
-    sources, options = Files([os.path.abspath(files[id]) for id in ids]), (image_size, at_most)
-    if cache.is_large(sources, *options):
-        place = cache.folder(source, split, labels, *options)
-        images, kept, broken, notes = cache.images(sources, ids, place, *options)
+def _folder(
+    source: Path,
+    found: folders.Split | str,
+    split: str,
+    labels: str | None,
+    image_size: int | None,
+    at_most: int | None,
+) -> ImageSet:
+    if isinstance(found, str):
+        inside, (files, given, true, unreadable) = "", published.listing(source, split, labels)
     else:
-        images, kept, broken, notes = decode(sources.paths, ids, lambda path: path, *options)
+        parts = folders.splits(found)
+        files, given, true, unreadable = folders.listing(parts[split], labels)
+        inside = "" if parts[split] is found else f"{split}/"
+    ids = [id for id in files if id in given]
+    paths = [os.path.abspath(files[id]) for id in ids]
+    place = cache.folder(source, split, labels, image_size, at_most)
+    images, kept, broken, notes = cache.images(cache.blocks(paths), ids, paths, place, image_size, at_most)
     ids = [ids[i] for i in kept]
-    names = {given[id] for id in ids} | {true[id] for id in ids if id in true}
-    for other in folders.keys() - {split}:  # both splits number the classes alike, also one that only one of them has
-        names |= {*given.values(), *true.values()}
-        for column in {labels, None}:
-            with suppress(InputError):
-                _, other_given, other_true, _ = listing(folders[other], column, source)
-                names |= {*other_given.values(), *other_true.values()}
-    class_names = listed.class_names(source, labels) if published else _class_names(names)
+    if isinstance(found, str):
+        class_names = published.class_names(source, labels)
+    else:
+        names = {given[id] for id in ids} | {true[id] for id in ids if id in true}
+        if len(parts) > 1:  # both splits number the classes alike, also one that only one of them has
+            other = parts["test" if split == "train" else "train"]
+            names |= {*given.values(), *true.values()}
+            for column in {labels, None}:
+                with suppress(InputError):
+                    _, other_given, other_true, _ = folders.listing(other, column)
+                    names |= {*other_given.values(), *other_true.values()}
+        class_names = _class_names(names)
     number = {name: i for i, name in enumerate(class_names)}
     labels_given = np.array([number[given[id]] for id in ids], np.int64)
     labels_true = np.array([number[true[id]] for id in ids], np.int64) if true else None
@@ -342,7 +342,7 @@ def _folder(source: Path, split: str, labels: str | None, image_size: int | None
         notes.append(f"class '{class_names[lonely[0]]}' has one image: no other one of its class can speak for it")
     elif len(lonely):
         notes.append(f"{len(lonely):,} classes have one image each, the first: '{class_names[lonely[0]]}'")
-    inside, paths = "" if folders[split] == source else f"{folders[split].name}/", [Path(files[id]) for id in ids]
+    paths = [Path(files[id]) for id in ids]
     ids, unreadable = [inside + id for id in ids], [(inside + id, why) for id, why in sorted(unreadable + broken)]
     return ImageSet(images, labels_given, labels_true, class_names, ids, unreadable, notes, paths)
 
