@@ -16,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -198,11 +198,13 @@ def _in_parallel(
     from joblib import Parallel, delayed
 
     jobs = min(jobs or torch.get_num_threads(), max(1, len(sizes)))
-    options = {"backend": "loky", "idle_worker_timeout": 10} if processes and jobs > 1 else {"backend": "threading"}
+    processes = processes and jobs > 1
+    options = {"backend": "loky", "idle_worker_timeout": 10} if processes else {"backend": "threading"}
     run = Parallel(jobs, return_as="generator", max_nbytes=None, **options)
     with tqdm(total=sum(sizes), desc=title, unit=" images", delay=3, leave=False) as bar:
         try:
-            results = run(delayed(_quietly)(task, processes, given) for given in arguments)
+            task = functools.partial(_quietly, task) if processes else task  # filters of warnings are not a thread's
+            results = run(delayed(task)(*given) for given in arguments)
             for size, result in zip(sizes, results, strict=True):
                 bar.update(size)
                 yield result
@@ -211,9 +213,8 @@ def _in_parallel(
             raise InputError(f"a process that decodes images has died: {why}; {files.GO_ON}") from None
 
 
-def _quietly(task: Callable, alone: bool, arguments: tuple) -> list:
-    """Return task(*arguments); warnings' filters belong to a whole process, so they are not touched in a thread."""
-    with decode.quiet() if alone else nullcontext():
+def _quietly(task: Callable, *arguments: object) -> list:
+    with decode.quiet():
         return task(*arguments)
 
 

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,24 +56,20 @@ def layout(found: np.ndarray, image_size: int | None, at_most: int | None) -> tu
     `image_size`, if given. All grey stays one channel.
     """
     sizes, grey, alpha = found[:, :2], found[:, 2].astype(bool), found[:, 3].astype(bool)
-    (width, height), notes = _common_size(sizes, image_size, at_most)
+    different, notes = np.unique(sizes, axis=0), []
+    width, height = map(int, sizes[0])
+    if image_size:
+        width = height = image_size
+    elif len(different) > 1 or different.max() > (at_most or np.inf):
+        side = int(np.clip(np.median(sizes), 32, 224) if len(different) > 1 else different.max())
+        side = min(side, at_most or side)
+        what = f"{len(different)} sizes, all" if len(different) > 1 else f"{width} x {height} pixels,"
+        notes.append(f"images of {what} resized to {side} x {side}")
+        width = height = side
     channels = 1 if grey.all() else 3
     notes += [f"{grey.sum():,} grey images converted to colour"] if channels == 3 and grey.any() else []
     notes += [f"{alpha.sum():,} images with an alpha channel, which was dropped"] if alpha.any() else []
     return (channels, height, width), notes
-
-
-def _common_size(sizes: np.ndarray, image_size: int | None, at_most: int | None) -> tuple[tuple[int, int], list[str]]:
-    """Return the one (width, height) for images of `sizes` [N, 2], and a note if that changes any unasked."""
-    if image_size:
-        return (image_size, image_size), []
-    different = np.unique(sizes, axis=0)
-    if len(different) == 1 and different.max() <= (at_most or np.inf):
-        return (int(sizes[0][0]), int(sizes[0][1])), []
-    side = int(np.clip(np.median(sizes), 32, 224) if len(different) > 1 else different.max())
-    side = min(side, at_most or side)
-    what = f"{len(different)} sizes, all" if len(different) > 1 else f"{sizes[0][0]} x {sizes[0][1]} pixels,"
-    return (side, side), [f"images of {what} resized to {side} x {side}"]
 
 
 def header(file) -> tuple[int, int, bool, bool] | str:
@@ -100,7 +96,7 @@ def put(file, into: np.ndarray) -> str:
     Of an animation it is the first frame, of deep grey the upper eight bits.
     """
     try:
-        with Image.open(file, formats=_formats()) as image, _turn(image):
+        with Image.open(file, formats=_formats()) as image, _large if _pixels(image) > LARGE_PIXELS else nullcontext():
             image = _upright(image).convert("L" if len(into) == 1 else "RGB")
             if image.size != into.shape[:0:-1]:
                 image = image.resize(into.shape[:0:-1], Image.Resampling.BICUBIC)
@@ -108,10 +104,6 @@ def put(file, into: np.ndarray) -> str:
     except Exception as error:  # a decoder may raise anything on a damaged file
         return f"cannot be decoded: {_reason(error)}"
     return ""
-
-
-def _turn(image: Image.Image) -> AbstractContextManager:
-    return _large if image.width * image.height > LARGE_PIXELS else nullcontext()
 
 
 def upright(file, about: int | None = None) -> Image.Image:
@@ -147,9 +139,13 @@ def _lies(image: Image.Image) -> bool:
     return False
 
 
+def _pixels(image: Image.Image) -> int:
+    return image.width * image.height
+
+
 def _too_large(image: Image.Image) -> str:
     """Return why an image of that size is not read; empty if it is."""
-    if image.width * image.height > MAX_PIXELS:
+    if _pixels(image) > MAX_PIXELS:
         return f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}"
     longest = max(image.size) > MAX_SIDE
     return f"{image.width} x {image.height} pixels: a side is longer than {MAX_SIDE:,}" if longest else ""

@@ -6,7 +6,6 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from unicodedata import normalize
@@ -33,18 +32,18 @@ class Split:
     left_out: dict[str, str] = field(default_factory=dict)  # {id: why}
     tables: dict[str, os.DirEntry] = field(default_factory=dict)  # the CSVs
     parquet: dict[str, Path] = field(default_factory=dict)  # the files that end in .parquet
-    folders: dict[str, os.DirEntry] = field(default_factory=dict)
+    folders: set[str] = field(default_factory=set)
 
     def inside(self, name: str) -> "Split":
         """Return what of this lies in the folder `name`."""
         below = f"{name}/"
         parts = [
             {id.removeprefix(below): value for id, value in found.items() if id.startswith(below)}
-            for found in (self.files, self.left_out, self.tables, self.parquet, self.folders)
+            for found in (self.files, self.left_out, self.tables, self.parquet, dict.fromkeys(self.folders))
         ]
         if name in self.left_out:  # it cannot be opened
             parts[1]["."] = self.left_out[name]
-        return Split(self.folder / name, self.home, *parts)
+        return Split(self.folder / name, self.home, *parts[:4], set(parts[4]))
 
     def own_tables(self) -> list[Path]:
         """Return the CSVs in the folder itself."""
@@ -54,20 +53,30 @@ class Split:
 def scan(source: Path) -> Split:
     """Walk once through `source`, a folder or a parquet file, and return what is there.
 
-    Links are followed to files below `source` only. Raises OSError if it cannot be opened; a folder inside that cannot
-    is among those left out.
+    An id is the path relative to `source`, with forward slashes and printable; ids come top down and sorted. Hidden
+    names and JUNK are skipped. Links are followed to files below `source` only. Raises OSError if it cannot be opened;
+    a folder inside that cannot is among those left out.
     """
     found = Split(source, os.path.join(os.path.realpath(source), ""))
     if source.is_file():
         found.parquet[source.name] = source
         return found
-    for id, entry in walk(source):
-        if isinstance(entry, OSError):
-            found.left_out[id] = f"cannot be opened: {entry.strerror}"
-        elif entry.is_dir(follow_symlinks=False):
-            found.folders[id] = entry
-        else:
-            _add(found, id, entry)
+    below = [("", os.fspath(source))]
+    while below:
+        inside, path = below.pop()
+        try:
+            entries = _entries(path)
+        except OSError as error:
+            if not inside:
+                raise
+            found.left_out[inside.removesuffix("/")] = f"cannot be opened: {error.strerror}"
+            continue
+        inner = {inside + name: e for name, e in entries.items() if e.is_dir(follow_symlinks=False)}
+        found.folders |= inner.keys()
+        below += [(f"{id}/", entry.path) for id, entry in reversed(inner.items())]
+        for name, entry in entries.items():
+            if inside + name not in inner:
+                _add(found, inside + name, entry)
     return found
 
 
@@ -86,27 +95,6 @@ def _add(found: Split, id: str, entry: os.DirEntry) -> None:
         found.tables[id] = entry
     elif entry.name.endswith(".parquet") and entry.is_file():
         found.parquet[id] = Path(entry.path)
-
-
-def walk(folder: Path) -> Iterator[tuple[str, os.DirEntry | OSError]]:
-    """Yield (id, entry) of all folders, files and links below `folder`, top down and sorted; links are not followed.
-
-    An id is the path relative to `folder`, with forward slashes and printable. Hidden names and JUNK are skipped. A
-    folder that cannot be opened comes again as (id, error); `folder` itself raises OSError.
-    """
-    below = [("", os.fspath(folder))]
-    while below:
-        inside, path = below.pop()
-        try:
-            entries = _entries(path)
-        except OSError as error:
-            if not inside:
-                raise
-            yield inside.removesuffix("/"), error
-            continue
-        folders = [(f"{inside}{name}/", e.path) for name, e in entries.items() if e.is_dir(follow_symlinks=False)]
-        below += reversed(folders)
-        yield from ((inside + name, e) for name, e in entries.items())
 
 
 def _entries(folder: str | Path) -> dict[str, os.DirEntry]:

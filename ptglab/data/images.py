@@ -222,13 +222,9 @@ def read_cifar_n(path: str | Path) -> dict[str, np.ndarray]:
     except Exception as error:  # whatever a foreign pickle makes the unpickler say; torch's advice is to trust it
         raise InputError(f"{path} is no CIFAR-N label file, a dictionary of whole-number NumPy arrays: it was not "
                          f"loaded ({type(error).__name__})") from None  # fmt: skip
-    return {_label_name(name): values for name, values in columns.items()}
-
-
-def _label_name(name: str) -> str:
-    """`worse_label`, `random_label1`, `clean_label` > `label_worse`, `label_random1`, `label`."""
-    words = name.replace("_label", "")
-    return "label" if words == "clean" else f"label_{words}"
+    # `clean_label`, `worse_label`, `random_label1` become `label`, `label_worse`, `label_random1`.
+    words = {name: name.replace("_label", "") for name in columns}
+    return {"label" if words[n] == "clean" else f"label_{words[n]}": values for n, values in columns.items()}
 
 
 def _digits(split: str, labels: str | None) -> ImageSet:
@@ -285,32 +281,22 @@ def _human_labels(name: str, split: str, labels: str) -> tuple[np.ndarray, np.nd
     return columns[one_of(f"label column of {path}", labels, columns)], columns["label"]
 
 
-def _parquet(
-    source: str, files: list[Path], split: str, labels: str | None, image_size: int | None, at_most: int | None
-) -> ImageSet:
+def _parquet(source: str, files: list[Path], split: str, labels: str | None, *sizes: int | None) -> ImageSet:
     parquet.check(files[0], labels)
     given, true, class_names = parquet.read(files, labels)
     rows = np.flatnonzero(given >= 0)
     if not len(rows):
         raise InputError(f"label column '{labels or 'label'}' of {files[0]} has no label in any of its rows")
     ids, files = [str(i) for i in rows], list(map(Path, map(os.path.abspath, files)))
-    place = cache.folder(source, split, labels, image_size, at_most)
-    parts = parquet.blocks(files, given >= 0)
-    images, kept, broken, notes = cache.images(parts, ids, files, place, image_size, at_most)
+    place, parts = cache.folder(source, split, labels, *sizes), parquet.blocks(files, given >= 0)
+    images, kept, broken, notes = cache.images(parts, ids, files, place, *sizes)
     missing = [(str(i), printable(f"has no {labels or 'label'}")) for i in np.flatnonzero(given < 0)]
     unreadable, rows = sorted(missing + broken, key=lambda pair: int(pair[0])), rows[kept]
     return ImageSet(images, given[rows], None if true is None else true[rows], class_names, [ids[i] for i in kept],
                     unreadable, notes)  # fmt: skip
 
 
-def _folder(
-    source: Path,
-    found: folders.Split | str,
-    split: str,
-    labels: str | None,
-    image_size: int | None,
-    at_most: int | None,
-) -> ImageSet:
+def _folder(source: Path, found: folders.Split | str, split: str, labels: str | None, *sizes: int | None) -> ImageSet:
     if isinstance(found, str):
         inside, (files, given, true, unreadable) = "", published.listing(source, split, labels)
     else:
@@ -319,29 +305,27 @@ def _folder(
         inside = "" if parts[split] is found else f"{split}/"
     ids = [id for id in files if id in given]
     paths = [os.path.abspath(files[id]) for id in ids]
-    place = cache.folder(source, split, labels, image_size, at_most)
-    images, kept, broken, notes = cache.images(cache.blocks(paths), ids, paths, place, image_size, at_most)
+    place = cache.folder(source, split, labels, *sizes)
+    images, kept, broken, notes = cache.images(cache.blocks(paths), ids, paths, place, *sizes)
     ids = [ids[i] for i in kept]
     if isinstance(found, str):
         class_names = published.class_names(source, labels)
-    else:
+    else:  # both splits number the classes alike, also one that only one of them has
         names = {given[id] for id in ids} | {true[id] for id in ids if id in true}
-        if len(parts) > 1:  # both splits number the classes alike, also one that only one of them has
-            other = parts["test" if split == "train" else "train"]
-            names |= {*given.values(), *true.values()}
-            for column in {labels, None}:
+        for name, part in parts.items() if len(parts) > 1 else ():
+            for column in {labels} if name == split else {labels, None}:
                 with suppress(InputError):
-                    _, other_given, other_true, _ = folders.listing(other, column)
+                    _, other_given, other_true, _ = folders.listing(part, column)
                     names |= {*other_given.values(), *other_true.values()}
         class_names = _class_names(names)
     number = {name: i for i, name in enumerate(class_names)}
     labels_given = np.array([number[given[id]] for id in ids], np.int64)
     labels_true = np.array([number[true[id]] for id in ids], np.int64) if true else None
-    lonely = np.flatnonzero(np.bincount(labels_given, minlength=len(class_names)) == 1)
+    lonely = [class_names[i] for i in np.flatnonzero(np.bincount(labels_given) == 1)]
     if len(lonely) == 1:
-        notes.append(f"class '{class_names[lonely[0]]}' has one image: no other one of its class can speak for it")
-    elif len(lonely):
-        notes.append(f"{len(lonely):,} classes have one image each, the first: '{class_names[lonely[0]]}'")
+        notes.append(f"class '{lonely[0]}' has one image: no other one of its class can speak for it")
+    elif lonely:
+        notes.append(f"{len(lonely):,} classes have one image each, the first: '{lonely[0]}'")
     paths = [Path(files[id]) for id in ids]
     ids, unreadable = [inside + id for id in ids], [(inside + id, why) for id, why in sorted(unreadable + broken)]
     return ImageSet(images, labels_given, labels_true, class_names, ids, unreadable, notes, paths)
