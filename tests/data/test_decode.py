@@ -77,9 +77,10 @@ def test_images_of_one_size_keep_every_pixel(tmp_path, decoded, size, mode):
     assert images.shape == (3, len(mode), size[1], size[0]) and notes == []
 
 
-@pytest.mark.parametrize(
-    ("options", "side", "noted"), [({"at_most": 32}, 32, True), ({"at_most": 60}, None, False), ({"image_size": 24}, 24, False)]
-)  # fmt: skip
+ASKED = [({"at_most": 32}, 32, True), ({"at_most": 60}, None, False), ({"image_size": 24}, 24, False)]
+
+
+@pytest.mark.parametrize(("options", "side", "noted"), ASKED)
 def test_sizes_that_are_asked_for(tmp_path, decoded, options, side, noted):
     paths = saved(tmp_path, [noise_image("RGB", (60, 40), i) for i in range(2)])
     images, _, _, notes = decoded(paths, **options)
