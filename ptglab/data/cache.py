@@ -273,6 +273,6 @@ def _read(place: Path, fingerprint: Callable[[], str]) -> dict:
     """Return the plan of a build in `place`, finished or not; nothing if there is none, or one of other sources."""
     try:
         plan = json.loads((place / "plan.json").read_bytes())
-    except FileNotFoundError:
+    except (OSError, ValueError):
         return {}
     return plan if plan.get("fingerprint") == fingerprint() else {}

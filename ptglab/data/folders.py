@@ -30,24 +30,28 @@ class Split:
     home: str  # the real path of the source, which links may not lead out of
     files: dict[str, str] = field(default_factory=dict)  # {id: path} of the image files
     left_out: dict[str, str] = field(default_factory=dict)  # {id: why}
-    tables: dict[str, os.DirEntry] = field(default_factory=dict)  # the CSVs
-    parquet: dict[str, Path] = field(default_factory=dict)  # the files that end in .parquet
-    folders: set[str] = field(default_factory=set)
+    tables: dict[str, str] = field(default_factory=dict)  # {id: path} of the CSVs
+    parquet: dict[str, str] = field(default_factory=dict)  # {id: path} of the files that end in .parquet
+    folders: dict[str, str] = field(default_factory=dict)
 
     def inside(self, name: str) -> "Split":
         """Return what of this lies in the folder `name`."""
-        below = f"{name}/"
-        parts = [
-            {id.removeprefix(below): value for id, value in found.items() if id.startswith(below)}
-            for found in (self.files, self.left_out, self.tables, self.parquet, dict.fromkeys(self.folders))
-        ]
+        everything, below = (self.files, self.left_out, self.tables, self.parquet, self.folders), f"{name}/"
+        cut = ({id[len(below) :]: value for id, value in d.items() if id.startswith(below)} for d in everything)
+        part = Split(self.folder / name, self.home, *cut)
         if name in self.left_out:  # it cannot be opened
-            parts[1]["."] = self.left_out[name]
-        return Split(self.folder / name, self.home, *parts[:4], set(parts[4]))
+            part.left_out["."] = self.left_out[name]
+        return part
 
-    def own_tables(self) -> list[Path]:
-        """Return the CSVs in the folder itself."""
-        return [Path(entry.path) for id, entry in self.tables.items() if "/" not in id]
+    def table(self) -> Path | None:
+        """Return the one CSV in the folder itself. Raises InputError if there are more, or if it is no file of it."""
+        tables = [Path(path) for id, path in self.tables.items() if "/" not in id]
+        if len(tables) > 1:
+            raise InputError(f"{self.folder} holds {len(tables)} CSV files; there should be one, with columns id,label")
+        for table in tables:
+            if not table.is_file() or not os.path.realpath(table).startswith(self.home):
+                raise InputError(f"{table} is no file of that folder: put a copy there")
+            return table
 
 
 def scan(source: Path) -> Split:
@@ -59,7 +63,7 @@ def scan(source: Path) -> Split:
     """
     found = Split(source, os.path.join(os.path.realpath(source), ""))
     if source.is_file():
-        found.parquet[source.name] = source
+        found.parquet[source.name] = os.fspath(source)
         return found
     below = [("", os.fspath(source))]
     while below:
@@ -71,9 +75,9 @@ def scan(source: Path) -> Split:
                 raise
             found.left_out[inside.removesuffix("/")] = f"cannot be opened: {error.strerror}"
             continue
-        inner = {inside + name: e for name, e in entries.items() if e.is_dir(follow_symlinks=False)}
-        found.folders |= inner.keys()
-        below += [(f"{id}/", entry.path) for id, entry in reversed(inner.items())]
+        inner = {inside + name: e.path for name, e in entries.items() if e.is_dir(follow_symlinks=False)}
+        found.folders |= inner
+        below += [(f"{id}/", path) for id, path in reversed(inner.items())]
         for name, entry in entries.items():
             if inside + name not in inner:
                 _add(found, inside + name, entry)
@@ -92,9 +96,9 @@ def _add(found: Split, id: str, entry: os.DirEntry) -> None:
     elif is_image:
         found.files[id] = entry.path
     elif id.lower().endswith(".csv"):
-        found.tables[id] = entry
+        found.tables[id] = entry.path
     elif entry.name.endswith(".parquet") and entry.is_file():
-        found.parquet[id] = Path(entry.path)
+        found.parquet[id] = entry.path
 
 
 def _entries(folder: str | Path) -> dict[str, os.DirEntry]:
@@ -115,12 +119,9 @@ def splits(found: Split) -> dict[str, Split]:
 
     A folder `train` without `test` beside it is the split if it holds folders or a CSV; otherwise it is a class.
     """
-    both = [name for name in ("train", "test") if name in found.folders]
-    parts = {name: found.inside(name) for name in both}
+    parts = {name: found.inside(name) for name in ("train", "test") if name in found.folders}
     train = parts.get("train")
-    if len(both) == 2:
-        return parts
-    return {"train": train if train and (train.folders or train.own_tables()) else found}
+    return parts if len(parts) == 2 else {"train": train if train and (train.folders or train.table()) else found}
 
 
 def listing(split: Split, labels: str | None) -> tuple[dict, dict, dict, list]:
@@ -129,8 +130,8 @@ def listing(split: Split, labels: str | None) -> tuple[dict, dict, dict, list]:
     if not files:
         why = "; {} left out, the first: {} ({})".format(len(left_out), *min(left_out.items())) if left_out else ""
         raise InputError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}){why}")
-    if tables := split.own_tables():
-        given, true, unlabelled = _csv_labels(_the_one(tables, split.home), set(files), labels)
+    if table := split.table():
+        given, true, unlabelled = _csv_labels(table, set(files), labels)
     else:
         if labels:
             raise InputError(f"{folder} has no label column '{labels}': it has no CSV, its labels are its sub-folders")
@@ -139,16 +140,6 @@ def listing(split: Split, labels: str | None) -> tuple[dict, dict, dict, list]:
         if not given:
             raise InputError(f"{folder} has no labels: neither one sub-folder a class nor a CSV with columns id,label")
     return files, given, true, [(id, printable(why)) for id, why in (unlabelled | left_out).items()]
-
-
-def _the_one(tables: list[Path], home: str) -> Path:
-    """Return the one CSV. Raises InputError if there are more, or if it is not a file below `home`."""
-    table = tables[0]
-    if len(tables) > 1:
-        raise InputError(f"{table.parent} holds {len(tables)} CSV files; there should be one, with columns id,label")
-    if not table.is_file() or (table.is_symlink() and not os.path.realpath(table).startswith(home)):
-        raise InputError(f"{table} is no file of that folder: put a copy there")
-    return table
 
 
 def _csv_labels(table: Path, files: set[str], labels: str | None) -> tuple[dict, dict, dict]:

@@ -32,7 +32,7 @@ def split_files(found: Split, split: str) -> list[Path]:
 
     A file, or a folder that is itself called `.parquet`, is all `train`.
     """
-    files = sorted(found.parquet.values())
+    files = sorted(map(Path, found.parquet.values()))
     words = [f.stem.split("-")[0] for f in files]
     named = [w if w in ("train", *TEST_NAMES) else f.parent.name for w, f in zip(words, files, strict=True)]
     for name in TEST_NAMES if split == "test" else (split,):
