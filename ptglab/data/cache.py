@@ -134,7 +134,7 @@ def _built(place: Path, parts: list[Block], ids: Sequence[str], plan: dict) -> d
             return before
         if not before:  # nothing, or of other sources, or pixels that were being moved when it was killed
             for path in place.iterdir():
-                if path.name != ".lock":
+                if not path.name.startswith(".lock"):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             done.mkdir()
             decode.allocate(plan["shape"], pixels)

