@@ -104,8 +104,8 @@ def load(
     for name, side in {"image_size": image_size, "at_most": at_most}.items():
         if not 4 <= (side or 4) <= MAX_SIDE:
             raise InputError(f"{name} is {side}; it must be from 4 to {MAX_SIDE:,}")
-    found = _scanned(source)
-    one_of(f"split of {printable(source)}", split, _splits(source, found))
+    found, there = _scanned(source)
+    one_of(f"split of {printable(source)}", split, there)
     with _in_one_line(source):
         if isinstance(found, folders.Split) and (files := parquet.split_files(found, split)):
             return _parquet(source, files, split, labels, image_size, at_most)
@@ -122,14 +122,13 @@ def splits(source: str | Path) -> list[str]:
 
     Raises InputError if there is no such source, naming those there are.
     """
-    source = located(source)
-    return _splits(source, _scanned(source))
+    return _scanned(located(source))[1]
 
 
-def _scanned(source: str) -> folders.Split | str | None:
-    """Return what one walk finds in a folder or parquet file, the layout of a published set, or None for a name."""
+def _scanned(source: str) -> tuple[folders.Split | str | None, list[str]]:
+    """Return (what one walk finds in a folder or parquet file, a published set's layout, None for a name; splits)."""
     if source in NAMES:
-        return None
+        return None, ["train", "test"]
     path = Path(source)
     with _in_one_line(source):
         if not os.path.exists(source):
@@ -138,15 +137,11 @@ def _scanned(source: str) -> folders.Split | str | None:
             one_of("dataset", source, [*NAMES, "or a folder or parquet file"])
         if not path.is_dir() and not (path.is_file() and path.suffix == ".parquet"):
             raise InputError(f"{source} is neither a folder nor a .parquet file")
-        return published.detect(path) or folders.scan(path)
-
-
-def _splits(source: str, found: folders.Split | str | None) -> list[str]:
-    with _in_one_line(source):
-        if isinstance(found, str):
-            return published.splits(Path(source))
-        both = found is None or parquet.split_files(found, "test") or len(folders.splits(found)) > 1
-        return ["train", "test"] if both else ["train"]
+        if layout := published.detect(path):
+            return layout, published.splits(path)
+        found = folders.scan(path)
+        both = parquet.split_files(found, "test") or len(folders.splits(found)) > 1
+        return found, ["train", "test"] if both else ["train"]
 
 
 def located(source: str | Path) -> str:
@@ -161,7 +156,7 @@ def located(source: str | Path) -> str:
 def check_labels(source: str | Path, labels: str | None = None) -> None:
     """Raise InputError unless there is such a source, with the column `labels` of given labels; no image is read."""
     source, labels = located(source), None if labels in (None, "", "label") else labels
-    found = _scanned(source)
+    found, _ = _scanned(source)
     with _in_one_line(source):
         if source == "digits":
             one_of("label column of digits", labels or "label", ["label"])
@@ -312,7 +307,8 @@ def _folder(source: Path, found: folders.Split | str, split: str, labels: str | 
                 with suppress(InputError):
                     _, other_given, other_true, _ = folders.listing(part, column)
                     names |= {*other_given.values(), *other_true.values()}
-        class_names = _class_names(names)
+        numbers = all(name.isdecimal() and len(name) < 4300 for name in names)  # Python reads no longer ones
+        class_names = sorted(names, key=lambda name: (int(name), name) if numbers else name)
     number = {name: i for i, name in enumerate(class_names)}
     labels_given = np.array([number[given[id]] for id in ids], np.int64)
     labels_true = np.array([number[true[id]] for id in ids], np.int64) if true else None
@@ -324,9 +320,3 @@ def _folder(source: Path, found: folders.Split | str, split: str, labels: str | 
     paths = [Path(files[id]) for id in ids]
     ids, unreadable = [inside + id for id in ids], [(inside + id, why) for id, why in sorted(unreadable + broken)]
     return ImageSet(images, labels_given, labels_true, class_names, ids, unreadable, notes, paths)
-
-
-def _class_names(names: set[str]) -> list[str]:
-    """Sort numbers as numbers, everything else as text; Python reads numbers of up to 4,300 digits."""
-    numbers = all(n.isdecimal() and len(n) < 4300 for n in names)
-    return sorted(names, key=lambda n: (int(n), n)) if numbers else sorted(names)

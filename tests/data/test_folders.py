@@ -29,22 +29,6 @@ def tree(tmp_path):
     return make
 
 
-def test_labels_are_the_first_folder(tree):
-    folder = tree("cat/1.png", "cat/deep/2.png", "dog/ a 'quoted' name.png", "stray.png", ".hidden/3.png")
-    files, given, true, unreadable = listing(folder)
-    assert given == {"cat/1.png": "cat", "cat/deep/2.png": "cat", "dog/ a 'quoted' name.png": "dog"}
-    assert true == {} and unreadable == [("stray.png", "lies outside the class folders")]
-    assert ".hidden/3.png" not in files
-
-
-def test_csv_names_given_and_true_labels(tree):
-    folder = tree("1.png", "2.png", "3.png")
-    (folder / "labels.csv").write_text("id,label,worker\n1.png,cat,dog\n2.png,dog,dog\n9.png,cat,cat\n")
-    _, given, true, unreadable = listing(folder, "worker")
-    assert given == {"1.png": "dog", "2.png": "dog"} and true == {"1.png": "cat", "2.png": "dog"}
-    assert {id for id, _ in unreadable} == {"3.png", "9.png"}
-
-
 @pytest.mark.parametrize(
     "paths, expected",
     [

@@ -1,6 +1,5 @@
 """Loading: every layout against planted images and labels, and every way to ask for what is not there."""
 
-import csv
 import io
 import json
 import os
@@ -551,10 +550,6 @@ def test_an_image_listed_twice_counts_once_or_not_at_all(tmp_path):
         ("c.png", "listed twice in labels.csv, as y/x and as y"),
         ("sub/d.png", "has no given in labels.csv"),
     ]
-
-
-def test_a_field_without_end_is_refused(tmp_path):
-    refused("labels.csv is no UTF-8 CSV")(flat(tmp_path, "id,label\na.png," + "x" * (csv.field_size_limit() + 1)))
 
 
 # ---- subsets and fingerprints
