@@ -6,7 +6,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from unicodedata import normalize
 
@@ -22,13 +22,50 @@ MARKS = {  # byte order marks; those of UTF-32 before those of UTF-16, which the
 }  # fmt: skip
 
 
-def walk(folder: Path) -> Iterator[tuple[str, os.DirEntry | OSError]]:
-    """Yield (id, entry) of the files and links below `folder`, top down and sorted; links are not followed.
+@dataclass
+class Split:
+    """What one walk has found in the folder of a split, or in a whole source; ids are relative to it."""
 
-    An id is the path relative to `folder`, with forward slashes and printable. Hidden names and JUNK are skipped. A
-    folder that cannot be opened comes as (id, error); `folder` itself raises OSError.
+    folder: Path
+    home: str  # the real path of the source, which links may not lead out of
+    files: dict[str, str] = field(default_factory=dict)  # {id: path} of the image files
+    left_out: dict[str, str] = field(default_factory=dict)  # {id: why}
+    tables: dict[str, str] = field(default_factory=dict)  # {id: path} of the CSVs
+    parquet: dict[str, str] = field(default_factory=dict)  # {id: path} of the files that end in .parquet
+    folders: dict[str, str] = field(default_factory=dict)
+
+    def inside(self, name: str) -> "Split":
+        """Return what of this lies in the folder `name`."""
+        everything, below = (self.files, self.left_out, self.tables, self.parquet, self.folders), f"{name}/"
+        cut = ({id[len(below) :]: value for id, value in d.items() if id.startswith(below)} for d in everything)
+        part = Split(self.folder / name, self.home, *cut)
+        if name in self.left_out:  # it cannot be opened
+            part.left_out["."] = self.left_out[name]
+        return part
+
+    def table(self) -> Path | None:
+        """Return the one CSV in the folder itself. Raises InputError if there are more, or if it is no file of it."""
+        tables = [Path(path) for id, path in self.tables.items() if "/" not in id]
+        if len(tables) > 1:
+            raise InputError(f"{self.folder} holds {len(tables)} CSV files; there should be one, with columns id,label")
+        for table in tables:
+            if not table.is_file() or not os.path.realpath(table).startswith(self.home):
+                raise InputError(f"{table} is no file of that folder: put a copy there")
+            return table
+
+
+def scan(source: Path) -> Split:
+    """Walk once through `source`, a folder or a parquet file, and return what is there.
+
+    An id is the path relative to `source`, with forward slashes and printable; ids come top down and sorted. Hidden
+    names and JUNK are skipped. Links are followed to files below `source` only. Raises OSError if it cannot be opened;
+    a folder inside that cannot is among those left out.
     """
-    below = [("", os.fspath(folder))]
+    found = Split(source, os.path.join(os.path.realpath(source), ""))
+    if source.is_file():
+        found.parquet[source.name] = os.fspath(source)
+        return found
+    below = [("", os.fspath(source))]
     while below:
         inside, path = below.pop()
         try:
@@ -36,11 +73,32 @@ def walk(folder: Path) -> Iterator[tuple[str, os.DirEntry | OSError]]:
         except OSError as error:
             if not inside:
                 raise
-            yield inside.removesuffix("/"), error
+            found.left_out[inside.removesuffix("/")] = f"cannot be opened: {error.strerror}"
             continue
-        folders = [(f"{inside}{name}/", e.path) for name, e in entries.items() if e.is_dir(follow_symlinks=False)]
-        below += reversed(folders)
-        yield from ((inside + name, e) for name, e in entries.items() if not e.is_dir(follow_symlinks=False))
+        inner = {inside + name: e.path for name, e in entries.items() if e.is_dir(follow_symlinks=False)}
+        found.folders |= inner
+        below += [(f"{id}/", path) for id, path in reversed(inner.items())]
+        for name, entry in entries.items():
+            if inside + name not in inner:
+                _add(found, inside + name, entry)
+    return found
+
+
+def _add(found: Split, id: str, entry: os.DirEntry) -> None:
+    is_image = os.path.splitext(entry.name)[1].lower() in SUFFIXES
+    target = os.path.realpath(entry.path) if entry.is_symlink() else None
+    if target and os.path.isdir(target):
+        found.left_out[id] = "is a link to a folder, which is not followed"
+    elif is_image and not (os.path.isfile(target) if target else entry.is_file()):
+        found.left_out[id] = "is a link to no file" if target else "is no regular file"
+    elif is_image and target and not target.startswith(found.home):
+        found.left_out[id] = "is a link out of the folder, which is not followed: put a copy there"
+    elif is_image:
+        found.files[id] = entry.path
+    elif id.lower().endswith(".csv"):
+        found.tables[id] = entry.path
+    elif entry.name.endswith(".parquet") and entry.is_file():
+        found.parquet[id] = entry.path
 
 
 def _entries(folder: str | Path) -> dict[str, os.DirEntry]:
@@ -56,34 +114,24 @@ def _entries(folder: str | Path) -> dict[str, os.DirEntry]:
     return named
 
 
-def split_folders(source: Path) -> dict[str, Path]:
-    """Return {split: folder}; a folder `train` with neither `test` beside it nor classes or a CSV inside is a class."""
-    train, test = (source / name if _is_folder(source / name) else None for name in ("train", "test"))
-    if train and test:
-        return {"train": train, "test": test}
-    inner = _entries(train).items() if train else []
-    holds_set = any(e.is_dir(follow_symlinks=False) or name.lower().endswith(".csv") for name, e in inner)
-    return {"train": train if holds_set else source}
+def splits(found: Split) -> dict[str, Split]:
+    """Return the splits of a source: two folders `train` and `test`, or `train` alone, which may be all of it.
 
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
-
-
-def listing(folder: Path, labels: str | None, within: Path | None = None) -> tuple[dict, dict, dict, list]:
-    """Return {id: path}, {id: given label}, {id: true label} (empty if unknown) and [(id, why it is left out)].
-
-    `within`: the folder that links may not lead out of, `folder` itself unless said.
+    A folder `train` without `test` beside it is the split if it holds folders or a CSV; otherwise it is a class.
     """
-    home = os.path.join(os.path.realpath(within or folder), "")
-    files, left_out = _images(folder, home)
+    parts = {name: found.inside(name) for name in ("train", "test") if name in found.folders}
+    train = parts.get("train")
+    return parts if len(parts) == 2 else {"train": train if train and (train.folders or train.table()) else found}
+
+
+def listing(split: Split, labels: str | None) -> tuple[dict, dict, dict, list]:
+    """Return {id: path}, {id: given label}, {id: true label} (empty if unknown) and [(id, why it is left out)]."""
+    folder, files, left_out = split.folder, split.files, split.left_out
     if not files:
         why = "; {} left out, the first: {} ({})".format(len(left_out), *min(left_out.items())) if left_out else ""
         raise InputError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}){why}")
-    names = _entries(folder).items()
-    tables = [Path(e.path) for name, e in names if name.lower().endswith(".csv") and not e.is_dir()]
-    if tables:
-        given, true, unlabelled = _csv_labels(_the_one(tables, home), set(files), labels)
+    if table := split.table():
+        given, true, unlabelled = _csv_labels(table, set(files), labels)
     else:
         if labels:
             raise InputError(f"{folder} has no label column '{labels}': it has no CSV, its labels are its sub-folders")
@@ -92,36 +140,6 @@ def listing(folder: Path, labels: str | None, within: Path | None = None) -> tup
         if not given:
             raise InputError(f"{folder} has no labels: neither one sub-folder a class nor a CSV with columns id,label")
     return files, given, true, [(id, printable(why)) for id, why in (unlabelled | left_out).items()]
-
-
-def _images(folder: Path, home: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Return {id: path} of the image files, links to files below `home` among them, and {id: reason} of the others."""
-    files, left_out = {}, {}
-    for id, entry in walk(folder):
-        if isinstance(entry, OSError):
-            left_out[id] = f"cannot be opened: {entry.strerror}"
-            continue
-        is_image = os.path.splitext(entry.name)[1].lower() in SUFFIXES
-        target = os.path.realpath(entry.path) if entry.is_symlink() else None
-        if target and os.path.isdir(target):
-            left_out[id] = "is a link to a folder, which is not followed"
-        elif is_image and not (os.path.isfile(target) if target else entry.is_file()):
-            left_out[id] = "is a link to no file" if target else "is no regular file"
-        elif is_image and target and not target.startswith(home):
-            left_out[id] = "is a link out of the folder, which is not followed: put a copy there"
-        elif is_image:
-            files[id] = entry.path
-    return files, left_out
-
-
-def _the_one(tables: list[Path], home: str) -> Path:
-    """Return the one CSV. Raises InputError if there are more, or if it is not a file below `home`."""
-    table = tables[0]
-    if len(tables) > 1:
-        raise InputError(f"{table.parent} holds {len(tables)} CSV files; there should be one, with columns id,label")
-    if not table.is_file() or (table.is_symlink() and not os.path.realpath(table).startswith(home)):
-        raise InputError(f"{table} is no file of that folder: put a copy there")
-    return table
 
 
 def _csv_labels(table: Path, files: set[str], labels: str | None) -> tuple[dict, dict, dict]:
@@ -162,7 +180,7 @@ def _csv_labels(table: Path, files: set[str], labels: str | None) -> tuple[dict,
 
 
 def _image_id(text: str, composed: dict[str, str]) -> str:
-    """Return the id of the image that a CSV calls `text`: as it is, `unescape_formula`, or without spaces, `./` or backslashes."""
+    """Return the id of the image that a CSV calls `text`: exactly, unescaped, without spaces, `./` or backslashes."""
     bare = text.strip()
     for way in (text, unescape_formula(text), bare, bare.replace("\\", "/").removeprefix("./")):
         way = printable(way)

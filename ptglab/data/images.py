@@ -1,35 +1,25 @@
 """Image sets: one uint8 tensor of images, the labels in hand, and the true ones where they are known."""
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from ptglab.data import cache
-from ptglab.data import published as listed
-from ptglab.data import parquet
-from ptglab.data.decode import decode, resized
+from ptglab.data import cache, decode, folders, parquet, published
 from ptglab.errors import InputError, one_of
-from ptglab.data.folders import listing, split_folders
 from ptglab.text import printable
-from ptglab.data.sources import Files, Shards
 
-TORCHVISION = {
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
-    "fashion_mnist": "FashionMNIST",
-    "svhn": "SVHN",
-    "stl10": "STL10",
-}
+if TYPE_CHECKING:
+    from torch import Tensor  # imported where it is used: processes that decode do without its half a gigabyte
+
+TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST", "svhn": "SVHN",
+               "stl10": "STL10"}  # fmt: skip
 NAMES = ("digits", *TORCHVISION)
 MAX_SIDE = 4096  # that images can be resized to
 MAX_LABELS = 1 << 24  # bytes of a file of human labels; the published ones have 2.5 million
@@ -42,13 +32,12 @@ class ImageSet:
     """Images with their labels, row by row.
 
     images: uint8 [N, C, H, W]; labels_given: int64 [N], all that training and detection see; labels_true: int64 [N],
-    or None where nobody knows; class_names: K texts; ids: N texts, unique. A text is
-    one line that can be printed: what a name holds otherwise is escaped, as in `\\n` or `\\xff`.
-    `unreadable` lists (id, reason) of what is not among the N; `notes` says what was changed on the way in.
-    `files`: the N image files of a folder; empty for what lies in other ways.
+    or None where nobody knows; class_names: K texts; ids: N texts, unique. A text is one line that can be printed: what
+    a name holds otherwise is escaped, as in `\\n` or `\\xff`. unreadable: (id, reason) of what is not among the N;
+    notes: what was changed on the way in; files: the N image files of a folder, none for other sources.
     """
 
-    images: Tensor
+    images: "Tensor"
     labels_given: np.ndarray
     labels_true: np.ndarray | None
     class_names: list[str]
@@ -66,9 +55,7 @@ class ImageSet:
 
     @property
     def fingerprint(self) -> str:
-        """Tell this set from others: hex SHA-256 of ids, given labels, classes, shape, and 1,000 to 1,999 rows of
-        pixels evenly spread (all, if there are no more).
-        """
+        """Return a hex SHA-256 of ids, given labels, classes, shape, and a thousand rows of pixels or so."""
         digest = hashlib.sha256(json.dumps([self.ids, self.class_names, list(self.images.shape)]).encode())
         digest.update(self.labels_given.astype("<i8").tobytes())
         for image in self.images[:: max(1, len(self) // 1000)]:
@@ -90,54 +77,44 @@ class ImageSet:
         truth = "unknown"
         if self.labels_true is not None:
             truth = f"known ({(self.labels_true != self.labels_given).mean():.2%} of the given labels are wrong)"
-        lines = [
-            f"{n:,} images of {h} x {w} pixels, {c} channel{'s' * (c > 1)}; {self.num_classes} classes; truth {truth}"
-        ]
-        lines += self.notes
+        size = f"{h} x {w} pixels, {c} channel{'s' * (c > 1)}"
+        lines = [f"{n:,} images of {size}; {self.num_classes} classes; truth {truth}", *self.notes]
         if self.unreadable:
-            lines.append(
-                f"{len(self.unreadable):,} left out, the first: {self.unreadable[0][0]!r} ({self.unreadable[0][1]})"
-            )
+            id, reason = self.unreadable[0]
+            lines.append(f"{len(self.unreadable):,} left out, the first: {id!r} ({reason})")
         return "\n".join(lines)
 
 
 def load(
-    source: str | Path,
-    split: str = "train",
-    labels: str | None = None,
-    image_size: int | None = None,
-    at_most: int | None = None,
-) -> ImageSet:
+    source: str | Path, split: str = "train", labels: str | None = None,
+    image_size: int | None = None, at_most: int | None = None,
+) -> ImageSet:  # fmt: skip
     """Load the images and labels of `source`.
 
     source: a name of NAMES; a parquet file or folder in the Hugging Face image layout; a folder with one sub-folder a
     class, or a flat one with a CSV `id,label`; a folder of either kind may hold `train` and `test`; WebVision,
-    Clothing1M or ANIMAL-10N as published, where `listed` says what `labels` may be and which truth is known.
+    Clothing1M or ANIMAL-10N as published, where `published` says what `labels` may be and which truth is known.
     labels: the column that is *given*; `label` beside it is then the truth. Without it the column is `label`, and the
-    truth is known for the names only, whose labels count as true. More pixels than `cache.LARGE` are decoded once and
-    mapped from a file from then on, see `cache`. image_size: resize to this square; at_most: to this
-    one, what has more pixels a side. The id of an image in a folder is its path relative to `source`.
-    Raises InputError, in one line, for whatever cannot be loaded.
+    truth is known for the names only, whose labels count as true. image_size: resize to this square; at_most: to this
+    one, what has more pixels a side. A set of more than `cache.LARGE` bytes of pixels is decoded once and from then on
+    mapped from a file. The id of an image in a folder is its path relative to `source`. Raises InputError, in one line,
+    for whatever cannot be loaded.
     """
     source, labels = located(source), None if labels in (None, "", "label") else labels
     for name, side in {"image_size": image_size, "at_most": at_most}.items():
         if not 4 <= (side or 4) <= MAX_SIDE:
             raise InputError(f"{name} is {side}; it must be from 4 to {MAX_SIDE:,}")
-    one_of(f"split of {printable(source)}", split, splits(source))
+    found, there = _scanned(source)
+    one_of(f"split of {printable(source)}", split, there)
     with _in_one_line(source):
-        if source == "digits":
-            image_set = _digits(split, labels)
-        elif source in TORCHVISION:
-            image_set = _torchvision(source, split, labels)
-        elif not listed.detect(Path(source)) and (files := parquet.split_files(Path(source), split)):
+        if isinstance(found, folders.Split) and (files := parquet.split_files(found, split)):
             return _parquet(source, files, split, labels, image_size, at_most)
-        else:
-            return _folder(Path(source), split, labels, image_size, at_most)
+        if found is not None:
+            return _folder(Path(source), found, split, labels, image_size, at_most)
+        image_set = _digits(split, labels) if source == "digits" else _torchvision(source, split, labels)
     if at_most and max(image_set.images.shape[2:]) > at_most:
         image_size = image_size or at_most
-    if image_size:
-        image_set = replace(image_set, images=resized(image_set.images, image_size))
-    return image_set
+    return replace(image_set, images=decode.resized(image_set.images, image_size)) if image_size else image_set
 
 
 def splits(source: str | Path) -> list[str]:
@@ -145,10 +122,14 @@ def splits(source: str | Path) -> list[str]:
 
     Raises InputError if there is no such source, naming those there are.
     """
-    source = located(source)
-    path = Path(source)
+    return _scanned(located(source))[1]
+
+
+def _scanned(source: str) -> tuple[folders.Split | str | None, list[str]]:
+    """Return (what one walk finds in a folder or parquet file, a published set's layout, None for a name; splits)."""
     if source in NAMES:
-        return ["train", "test"]
+        return None, ["train", "test"]
+    path = Path(source)
     with _in_one_line(source):
         if not os.path.exists(source):
             if os.sep in source or "." in source:
@@ -156,11 +137,11 @@ def splits(source: str | Path) -> list[str]:
             one_of("dataset", source, [*NAMES, "or a folder or parquet file"])
         if not path.is_dir() and not (path.is_file() and path.suffix == ".parquet"):
             raise InputError(f"{source} is neither a folder nor a .parquet file")
-        if listed.detect(path):
-            return listed.splits(path)
-        is_file = path.is_file()
-        both = not is_file and (parquet.split_files(path, "test") or len(split_folders(path)) > 1)
-        return ["train", "test"] if both else ["train"]
+        if layout := published.detect(path):
+            return layout, published.splits(path)
+        found = folders.scan(path)
+        both = parquet.split_files(found, "test") or len(folders.splits(found)) > 1
+        return found, ["train", "test"] if both else ["train"]
 
 
 def located(source: str | Path) -> str:
@@ -175,18 +156,18 @@ def located(source: str | Path) -> str:
 def check_labels(source: str | Path, labels: str | None = None) -> None:
     """Raise InputError unless there is such a source, with the column `labels` of given labels; no image is read."""
     source, labels = located(source), None if labels in (None, "", "label") else labels
-    splits(source)
+    found, _ = _scanned(source)
     with _in_one_line(source):
         if source == "digits":
             one_of("label column of digits", labels or "label", ["label"])
-        elif source in TORCHVISION:
+        elif found is None:
             _human_labels(source, "train", labels) if labels else None
-        elif listed.detect(Path(source)):
-            listed.class_names(Path(source), labels)
-        elif files := parquet.split_files(Path(source), "train"):
+        elif isinstance(found, str):
+            published.class_names(Path(source), labels)
+        elif files := parquet.split_files(found, "train"):
             parquet.check(files[0], labels)
         else:
-            listing(split_folders(Path(source))["train"], labels, Path(source))
+            folders.listing(folders.splits(found)["train"], labels)
 
 
 @contextmanager
@@ -215,6 +196,8 @@ def read_cifar_n(path: str | Path) -> dict[str, np.ndarray]:
     The file is a pickle: only NumPy arrays of numbers are let in, by torch's restricted unpickler.
     Raises InputError if it holds anything else, or more than its bytes.
     """
+    import torch
+
     reconstruct = np._core.multiarray._reconstruct
     allowed = [np.ndarray, np.dtype, type(np.dtype(np.int64)), type(np.dtype(np.int32))]
     allowed += [(reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
@@ -229,17 +212,15 @@ def read_cifar_n(path: str | Path) -> dict[str, np.ndarray]:
     except Exception as error:  # whatever a foreign pickle makes the unpickler say; torch's advice is to trust it
         raise InputError(f"{path} is no CIFAR-N label file, a dictionary of whole-number NumPy arrays: it was not "
                          f"loaded ({type(error).__name__})") from None  # fmt: skip
-    return {_label_name(name): values for name, values in columns.items()}
-
-
-def _label_name(name: str) -> str:
-    """`worse_label`, `random_label1`, `clean_label` > `label_worse`, `label_random1`, `label`."""
-    words = name.replace("_label", "")
-    return "label" if words == "clean" else f"label_{words}"
+    # `clean_label`, `worse_label`, `random_label1` become `label`, `label_worse`, `label_random1`.
+    words = {name: name.replace("_label", "") for name in columns}
+    return {"label" if words[n] == "clean" else f"label_{words[n]}": values for n, values in columns.items()}
 
 
 def _digits(split: str, labels: str | None) -> ImageSet:
     """scikit-learn's 1,797 handwritten digits, enlarged from 8 x 8 to 16 x 16; a fixed stratified fifth is the test."""
+    import torch
+    import torch.nn.functional as F
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -254,6 +235,7 @@ def _digits(split: str, labels: str | None) -> ImageSet:
 
 
 def _torchvision(name: str, split: str, labels: str | None) -> ImageSet:
+    import torch
     import torchvision.datasets
 
     where = {"split": split} if name in ("svhn", "stl10") else {"train": split == "train"}
@@ -289,65 +271,52 @@ def _human_labels(name: str, split: str, labels: str) -> tuple[np.ndarray, np.nd
     return columns[one_of(f"label column of {path}", labels, columns)], columns["label"]
 
 
-def _parquet(
-    source: str, files: list[Path], split: str, labels: str | None, image_size: int | None, at_most: int | None
-) -> ImageSet:
+def _parquet(source: str, files: list[Path], split: str, labels: str | None, *sizes: int | None) -> ImageSet:
     parquet.check(files[0], labels)
-    shards, options = Shards(list(map(os.path.abspath, files))), (image_size, at_most)
-    large = cache.is_large(shards, *options)
-    blobs, given, true, class_names = parquet.read(files, labels, images=not large)
+    given, true, class_names = parquet.read(files, labels)
     rows = np.flatnonzero(given >= 0)
     if not len(rows):
         raise InputError(f"label column '{labels or 'label'}' of {files[0]} has no label in any of its rows")
-    ids = [str(i) for i in rows]
-    if large:
-        shards = replace(shards, skipped=np.flatnonzero(given < 0).tolist())
-        place = cache.folder(source, split, labels, *options)
-        images, kept, broken, notes = cache.images(shards, list(map(str, range(len(given)))), place, *options)
-        kept = np.searchsorted(rows, kept)
-    else:
-        images, kept, broken, notes = decode([blobs[i] for i in rows], ids, io.BytesIO, *options)
+    ids, files = [str(i) for i in rows], list(map(Path, map(os.path.abspath, files)))
+    place, parts = cache.folder(source, split, labels, *sizes), parquet.blocks(files, given >= 0)
+    images, kept, broken, notes = cache.images(parts, ids, files, place, *sizes)
     missing = [(str(i), printable(f"has no {labels or 'label'}")) for i in np.flatnonzero(given < 0)]
     unreadable, rows = sorted(missing + broken, key=lambda pair: int(pair[0])), rows[kept]
     return ImageSet(images, given[rows], None if true is None else true[rows], class_names, [ids[i] for i in kept],
                     unreadable, notes)  # fmt: skip
 
 
-def _folder(source: Path, split: str, labels: str | None, image_size: int | None, at_most: int | None) -> ImageSet:
-    published = listed.detect(source)
-    folders = {split: source} if published else split_folders(source)
-    parts = listed.listing(source, split, labels) if published else listing(folders[split], labels, source)
-    files, given, true, unreadable = parts
-    ids = [id for id in files if id in given]
-    sources, options = Files([os.path.abspath(files[id]) for id in ids]), (image_size, at_most)
-    if cache.is_large(sources, *options):
-        place = cache.folder(source, split, labels, *options)
-        images, kept, broken, notes = cache.images(sources, ids, place, *options)
+def _folder(source: Path, found: folders.Split | str, split: str, labels: str | None, *sizes: int | None) -> ImageSet:
+    if isinstance(found, str):
+        inside, (files, given, true, unreadable) = "", published.listing(source, split, labels)
     else:
-        images, kept, broken, notes = decode(sources.paths, ids, lambda path: path, *options)
+        parts = folders.splits(found)
+        files, given, true, unreadable = folders.listing(parts[split], labels)
+        inside = "" if parts[split] is found else f"{split}/"
+    ids = [id for id in files if id in given]
+    paths = [os.path.abspath(files[id]) for id in ids]
+    place = cache.folder(source, split, labels, *sizes)
+    images, kept, broken, notes = cache.images(cache.blocks(paths), ids, paths, place, *sizes)
     ids = [ids[i] for i in kept]
-    names = {given[id] for id in ids} | {true[id] for id in ids if id in true}
-    for other in folders.keys() - {split}:  # both splits number the classes alike, also one that only one of them has
-        names |= {*given.values(), *true.values()}
-        for column in {labels, None}:
-            with suppress(InputError):
-                _, other_given, other_true, _ = listing(folders[other], column, source)
-                names |= {*other_given.values(), *other_true.values()}
-    class_names = listed.class_names(source, labels) if published else _class_names(names)
+    if isinstance(found, str):
+        class_names = published.class_names(source, labels)
+    else:  # both splits number the classes alike, also one that only one of them has
+        names = {given[id] for id in ids} | {true[id] for id in ids if id in true}
+        for name, part in parts.items() if len(parts) > 1 else ():
+            for column in {labels} if name == split else {labels, None}:
+                with suppress(InputError):
+                    _, other_given, other_true, _ = folders.listing(part, column)
+                    names |= {*other_given.values(), *other_true.values()}
+        numbers = all(name.isdecimal() and len(name) < 4300 for name in names)  # Python reads no longer ones
+        class_names = sorted(names, key=lambda name: (int(name), name) if numbers else name)
     number = {name: i for i, name in enumerate(class_names)}
     labels_given = np.array([number[given[id]] for id in ids], np.int64)
     labels_true = np.array([number[true[id]] for id in ids], np.int64) if true else None
-    lonely = np.flatnonzero(np.bincount(labels_given, minlength=len(class_names)) == 1)
+    lonely = [class_names[i] for i in np.flatnonzero(np.bincount(labels_given) == 1)]
     if len(lonely) == 1:
-        notes.append(f"class '{class_names[lonely[0]]}' has one image: no other one of its class can speak for it")
-    elif len(lonely):
-        notes.append(f"{len(lonely):,} classes have one image each, the first: '{class_names[lonely[0]]}'")
-    inside, paths = "" if folders[split] == source else f"{folders[split].name}/", [Path(files[id]) for id in ids]
+        notes.append(f"class '{lonely[0]}' has one image: no other one of its class can speak for it")
+    elif lonely:
+        notes.append(f"{len(lonely):,} classes have one image each, the first: '{lonely[0]}'")
+    paths = [Path(files[id]) for id in ids]
     ids, unreadable = [inside + id for id in ids], [(inside + id, why) for id, why in sorted(unreadable + broken)]
     return ImageSet(images, labels_given, labels_true, class_names, ids, unreadable, notes, paths)
-
-
-def _class_names(names: set[str]) -> list[str]:
-    """Sort numbers as numbers, everything else as text; Python reads numbers of up to 4,300 digits."""
-    numbers = all(n.isdecimal() and len(n) < 4300 for n in names)
-    return sorted(names, key=lambda n: (int(n), n)) if numbers else sorted(names)

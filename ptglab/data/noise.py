@@ -9,13 +9,7 @@ from ptglab.errors import InputError, one_of
 # Which class each one is mistaken for under asymmetric noise; a class that is not named keeps its labels.
 # CIFAR-10 and MNIST digits: Patrini et al. 2017 (arXiv 1609.03683), section 6.
 ASYMMETRIC: dict[str, dict[int, int]] = {
-    "cifar10": {
-        9: 1,
-        2: 0,
-        4: 7,
-        3: 5,
-        5: 3,
-    },  # truck > automobile, bird > airplane, deer > horse, cat <> dog
+    "cifar10": {9: 1, 2: 0, 4: 7, 3: 5, 5: 3},  # truck > automobile, bird > airplane, deer > horse, cat <> dog
     "digits": {2: 7, 3: 8, 5: 6, 6: 5, 7: 1},
 }
 # The superclass of each of the 100 classes, in the data set's own (alphabetical) order.
@@ -50,28 +44,26 @@ def apply(
     outside 0 to num_classes - 1, and a missing option.
     """
     one_of("noise", kind, KINDS)
-    labels = np.asarray(labels, np.int64)
-    check_labels(labels, num_classes)
+    labels = check_labels(labels, num_classes)
     if not 0 <= rate <= 1:
         raise InputError(f"noise_rate is {rate}; it must lie between 0 and 1")
     if kind == "human":
         if human is None or len(human) != len(labels):
             raise InputError("human noise is a label column: name it with the parameter `labels`")
-        check_labels(np.asarray(human), num_classes)
-        return np.asarray(human, np.int64).copy()
+        return check_labels(human, num_classes).copy()
     if kind == "none":
         return labels.copy()
-    draws = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     if kind == "instance":
         if images is None or len(images) != len(labels):
             raise InputError("instance-dependent noise needs the images, one a label")
-        rows = _instance_rows(labels, rate, num_classes, images, draws)
+        rows = _instance_rows(labels, rate, num_classes, images, rng)
     else:
         t = transition_matrix(kind, rate, num_classes, include_self=include_self, mapping=mapping, matrix=matrix)
         rows = t[labels]
     # Inverse transform: the class whose cumulative probability first exceeds one uniform draw a row.
     cumulative = rows.cumsum(1)
-    return (draws.random((len(labels), 1)) * cumulative[:, -1:] >= cumulative).sum(1).astype(np.int64)
+    return (rng.random((len(labels), 1)) * cumulative[:, -1:] >= cumulative).sum(1).astype(np.int64)
 
 
 def transition_matrix(
@@ -134,11 +126,13 @@ def empirical_transition(labels_true: np.ndarray, labels_given: np.ndarray, num_
     return np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
 
 
-def check_labels(labels: np.ndarray, num_classes: int) -> None:
-    """Raise InputError naming the first label outside 0 to num_classes - 1."""
+def check_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return `labels` as int64 [N]. Raises InputError naming the first one outside 0 to num_classes - 1."""
+    labels = np.asarray(labels, np.int64)
     bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(bad):
         raise InputError(f"row {bad[0]} has the label {labels[bad[0]]}; labels run from 0 to {num_classes - 1}")
+    return labels
 
 
 def _checked(matrix: np.ndarray | None, num_classes: int) -> np.ndarray:
@@ -146,14 +140,13 @@ def _checked(matrix: np.ndarray | None, num_classes: int) -> np.ndarray:
         raise InputError("transition noise needs a matrix")
     matrix = np.asarray(matrix, float)
     if matrix.shape != (num_classes, num_classes) or (matrix < 0).any() or not np.allclose(matrix.sum(1), 1):
-        raise InputError(
-            f"the transition matrix must be {num_classes} x {num_classes}, its rows probabilities that sum to 1"
-        )
+        shape = f"{num_classes} x {num_classes}"
+        raise InputError(f"the transition matrix must be {shape}, its rows probabilities that sum to 1")
     return matrix
 
 
 def _instance_rows(
-    labels: np.ndarray, rate: float, num_classes: int, images: np.ndarray, draws: np.random.Generator
+    labels: np.ndarray, rate: float, num_classes: int, images: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """Return [N, K] probabilities of the given label, as in Xia et al. 2020 (arXiv 2006.07836), algorithm 2.
 
@@ -164,10 +157,10 @@ def _instance_rows(
         raise InputError("there is only one class: labels cannot be wrong")
     pixels = np.asarray(images).reshape(len(labels), -1).astype(np.float32)
     pixels = (pixels - pixels.mean()) / (pixels.std() + 1e-6)
-    rates = _truncated_normal(rate, 0.1, len(labels), draws)
+    rates = _truncated_normal(rate, 0.1, len(labels), rng)
     rows = np.zeros((len(labels), num_classes))
     for c in range(num_classes):
-        projection = draws.standard_normal((pixels.shape[1], num_classes), np.float32)
+        projection = rng.standard_normal((pixels.shape[1], num_classes), np.float32)
         own = labels == c
         logits = pixels[own] @ projection
         logits[:, c] = -np.inf
@@ -177,9 +170,9 @@ def _instance_rows(
     return rows
 
 
-def _truncated_normal(mean: float, deviation: float, size: int, draws: np.random.Generator) -> np.ndarray:
+def _truncated_normal(mean: float, deviation: float, size: int, rng: np.random.Generator) -> np.ndarray:
     """Draw by rejection; at least half of the mass lies inside 0..1 wherever `mean` does."""
-    values = draws.normal(mean, deviation, size)
+    values = rng.normal(mean, deviation, size)
     while (outside := (values < 0) | (values > 1)).any():
-        values[outside] = draws.normal(mean, deviation, int(outside.sum()))
+        values[outside] = rng.normal(mean, deviation, int(outside.sum()))
     return values

@@ -1,8 +1,10 @@
 """Parquet files in the Hugging Face image layout: `image: {bytes, path}` beside columns of whole-number labels."""
 
+import functools
+import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ptglab.data.cache import Block, block_size
+from ptglab.data.folders import Split
 from ptglab.errors import InputError, one_of
-from ptglab.data.folders import walk
 from ptglab.text import printable
 
 TEST_NAMES = ("test", "validation", "valid", "val")  # what a test split is called, first found wins
@@ -24,40 +27,37 @@ ROWS = 64  # that are unpacked at a time
 MOST_CLASSES = 100_000  # where no names are listed; a column of larger numbers is hardly one of labels
 
 
-def split_files(path: Path, split: str) -> list[Path]:
+def split_files(found: Split, split: str) -> list[Path]:
     """Return the parquet files of `split`: `train.parquet`, `train-00000-of-00002.parquet`, `train/0000.parquet`.
 
     A file, or a folder that is itself called `.parquet`, is all `train`.
     """
-    if path.is_file():
-        return [path] if path.suffix == ".parquet" and split == "train" else []
-    entries = [e for _, e in walk(path) if not isinstance(e, OSError) and e.name.endswith(".parquet") and e.is_file()]
-    files = sorted(Path(e.path) for e in entries)
+    files = sorted(map(Path, found.parquet.values()))
     words = [f.stem.split("-")[0] for f in files]
     named = [w if w in ("train", *TEST_NAMES) else f.parent.name for w, f in zip(words, files, strict=True)]
     for name in TEST_NAMES if split == "test" else (split,):
-        if name in named:
+        if name in named and found.folder.is_dir():
             return [f for f, own in zip(files, named, strict=True) if own == name]
-    return files if path.suffix == ".parquet" and split == "train" else []
+    return files if found.folder.suffix == ".parquet" and split == "train" else []
 
 
-def read(
-    files: list[Path], labels: str | None, images: bool = True
-) -> tuple[list[bytes], np.ndarray, np.ndarray | None, list[str]]:
-    """Return (the N image files, labels_given int64 [N], labels_true int64 [N] or None, class names) of `files`.
+def read(files: list[Path], labels: str | None) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+    """Return (labels_given int64 [N], labels_true int64 [N] or None, class names) of `files`.
 
-    Without `images` there are none of these: `blobs` yields them a few at a time.
-
-    labels: the given column; `label` beside it is then the truth, if it has no gaps. A missing image is empty, a
-    missing given label is -1. Raises InputError for damaged files, for those that unpack to EXPANSION times their size
-    and more than MODEST bytes, for other columns and labels that are no class.
+    labels: the given column; `label` beside it is then the truth, if it has no gaps. A missing given label is -1.
+    Raises InputError for damaged files, for those that unpack to EXPANSION times their size and more than MODEST bytes,
+    for other columns and labels that are no class.
     """
-    tables, images_of = [], []
+    tables = []
     for file in files:
         with _opened(file) as parquet:
-            table, found = _table(file, parquet, _columns(file, parquet.schema_arrow, labels), images)
-            tables.append(table)
-            images_of += found
+            names, groups = _columns(file, parquet.schema_arrow, labels), range(parquet.num_row_groups)
+            stated = sum(parquet.metadata.row_group(i).total_byte_size for i in groups)
+            _check_size(file, max(stated, ROW * parquet.metadata.num_rows))
+            batches = parquet.iter_batches(ROWS << 8, columns=names, use_threads=False)
+            schema = parquet.schema_arrow
+            fields = pa.schema([schema.field(name) for name in names], schema.metadata)
+            tables.append(pa.Table.from_batches((batch.select(names) for batch in batches), fields))
     if not sum(len(table) for table in tables):
         raise InputError(f"{files[0]} has no rows")
     names = [n for n in tables[0].column_names if all(n in t.column_names for t in tables)]
@@ -73,7 +73,7 @@ def read(
         if len(bad):
             where = f"row {bad[0]} of label column '{name}' of {files[0]}"
             raise InputError(f"{where} holds {column[bad[0]]}; labels run from 0 to {len(class_names) - 1}")
-    return images_of, given, None if true is None or true.min() < 0 else true, class_names
+    return given, None if true is None or true.min() < 0 else true, class_names
 
 
 def check(file: Path, labels: str | None) -> None:
@@ -95,53 +95,43 @@ def _opened(file: Path) -> Iterator[pq.ParquetFile]:
         raise InputError(f"{file} is no readable parquet file: {reason}") from None
 
 
-def row_groups(file: Path) -> list[int]:
-    """Return how many rows each row group of `file` has."""
-    with _opened(file) as parquet:
-        return [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+def blocks(files: list[Path], wanted: np.ndarray) -> list[Block]:
+    """Return the images of the `wanted` rows, bool [N], of `files` in blocks: row groups, small ones together.
 
-
-def blobs(file: Path, groups: list[int]) -> Iterator[bytes]:
-    """Yield the image files of row groups, in order, ROWS in memory at a time; an image that is missing is empty.
-
-    Raises InputError for a damaged file, and for one that unpacks to too much.
+    To read a block raises InputError if its file is damaged, or unpacks to too much.
     """
+    step, first, found = block_size(len(wanted)), 0, []
+    for file in files:
+        groups, begun = [], first
+        with _opened(file) as parquet:
+            sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        for group, rows in enumerate(sizes):
+            groups.append(group)
+            first += rows
+            if group + 1 == len(sizes) or first - begun + sizes[group + 1] > step:
+                chosen = wanted[begun:first]
+                found.append(Block(int(chosen.sum()), functools.partial(_images, file, groups, chosen)))
+                groups, begun = [], first
+    return found
+
+
+def _images(file: Path, groups: list[int], wanted: Sequence[bool]) -> Iterator[io.BytesIO]:
+    """Yield the `wanted` image files of row groups, in order, ROWS at a time in memory; a missing one is empty."""
     with _opened(file) as parquet:
-        allowed, unpacked = max(MODEST, EXPANSION * file.stat().st_size), 0
+        unpacked, row = 0, 0
         for batch in parquet.iter_batches(ROWS, groups, ["image.bytes"], use_threads=False):
             images = pc.struct_field(batch.column("image"), "bytes")
             unpacked += max(images.nbytes, ROW * len(images))
-            if unpacked > allowed:
-                raise _too_much(file, allowed)
-            yield from (blob or b"" for blob in images.to_pylist())
+            _check_size(file, unpacked)
+            chosen = images.filter(pa.array(wanted[row : row + len(images)]))
+            row += len(images)
+            yield from (io.BytesIO(image or b"") for image in chosen.to_pylist())
 
 
-def _too_much(file: Path, allowed: int) -> InputError:
-    size = f"{file.stat().st_size:,} bytes"
-    return InputError(f"{file} has {size} and unpacks to more than {allowed:,}: it is not read")
-
-
-def _table(file: Path, parquet: pq.ParquetFile, names: list[str], images: bool) -> tuple[pa.Table, list[bytes]]:
-    """Return the columns `names` and the image files of an open file. Raises InputError if it unpacks to too much."""
-    schema, groups = parquet.schema_arrow, range(parquet.num_row_groups)
-    allowed = max(MODEST, EXPANSION * file.stat().st_size)
-    said = sum(parquet.metadata.row_group(i).total_byte_size for i in groups)
-    batches, found, unpacked = [], [], max(said, ROW * parquet.metadata.num_rows)
-    if unpacked <= allowed:
-        unpacked = 0
-        wanted = ["image.bytes", *names] if images else names
-        for batch in parquet.iter_batches(ROWS if images else ROWS << 8, columns=wanted, use_threads=False):
-            if images:
-                files = pc.struct_field(batch.column("image"), "bytes")
-                unpacked += max(files.nbytes, ROW * len(files))
-                if unpacked > allowed:
-                    break
-                found += [blob or b"" for blob in files.to_pylist()]
-            batches.append(batch.select(names))
-    if unpacked > allowed:
-        raise _too_much(file, allowed)
-    fields = [schema.field(name) for name in names]
-    return pa.Table.from_batches(batches, pa.schema(fields, schema.metadata)), found
+def _check_size(file: Path, unpacked: int) -> None:
+    size = file.stat().st_size
+    if unpacked > (allowed := max(MODEST, EXPANSION * size)):
+        raise InputError(f"{file} has {size:,} bytes and unpacks to more than {allowed:,}: it is not read")
 
 
 def _columns(file: Path, schema: pa.Schema, labels: str | None) -> list[str]:

@@ -15,13 +15,15 @@ clean_test_key_list.txt, or testing/; its labels count as true. Classes keep the
 Sources: Li et al. 2017 (arXiv 1708.02862); Xiao et al. (CVPR 2015); Song et al. (ICML 2019).
 """
 
+import errno
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import cache, partial
-from os.path import isfile, join, realpath
+from functools import cache
+from os.path import isfile, islink, join, realpath
 from pathlib import Path
+from stat import S_ISREG
 from typing import NamedTuple
 
 from ptglab.data.decode import SUFFIXES
@@ -36,7 +38,6 @@ ANIMALS = ["cat", "lynx", "wolf", "coyote", "cheetah", "jaguar", "chimpanzee", "
 ASTRAY = re.compile(rf"\\|(?:^|/)\.{{0,2}}(?:/|$)|{UNPRINTABLE.pattern}")  # what no path down from a folder has
 UNKNOWN, AMBIGUOUS = -1, -2  # instead of a class number
 WHY = {UNKNOWN: "has no label", AMBIGUOUS: "is listed twice, with different labels"}
-OUT = "out of the folder, which is not followed: put a copy there"
 NO_FILE = "is listed, but there is no such file"
 
 
@@ -66,15 +67,11 @@ def listing(source: Path, split: str, labels: str | None) -> tuple[dict, dict, d
     names = class_names(source, labels)
     layout, labels = _layout(source, labels)
     given, true = layout.rows(source, split, labels)
-    look = cache(partial(_place, source, join(realpath(source), "")))
-    files, left_out = {}, {}
+    home, real, files, left_out = join(realpath(source), ""), cache(realpath), {}, {}
     for path, number in given.items():
-        place, _, name = path.rpartition("/")
-        present, out, otherwise = look(place)
-        if (worst := min(number, true.get(path, number))) < 0:
-            left_out[path] = WHY[worst]
-        elif name not in present:
-            left_out[path] = f"is a link {OUT}" if name in out else otherwise
+        worst = min(number, true.get(path, number))
+        if why := WHY[worst] if worst < 0 else _missing(join(source, path), home, real):
+            left_out[path] = why
         else:
             files[path] = join(source, path)
     if not files:
@@ -146,20 +143,17 @@ def _layout(source: Path, labels: str | None) -> tuple[Layout, str]:
     return layout, one_of(f"label column of {source}", labels or layout.labels[0], layout.labels)
 
 
-def _place(source: Path, home: str, folder: str) -> tuple[set[str], set[str], str]:
-    """Return the names of the files in `folder`, those of links out of `home`, and why any other is no file."""
-    if not join(realpath(source / folder), "").startswith(home):
-        return set(), set(), f"is behind a link {OUT}"
+def _missing(file: str, home: str, real: Callable[[str], str]) -> str:
+    """Return why `file` is not there, or is not followed out of `home`; empty if it is. `real`: a cached realpath."""
+    folder, name = os.path.split(file)
+    target = realpath(file) if islink(file) else join(real(folder), name)
+    if not target.startswith(home):
+        return "is behind a link out of the folder, which is not followed: put a copy there"
     try:
-        entries = list(os.scandir(source / folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return set(), set(), NO_FILE
+        return "" if S_ISREG(os.stat(target).st_mode) else NO_FILE
     except OSError as error:
-        return set(), set(), f"cannot be opened: {error.strerror}"
-    links = {e.name for e in entries if e.is_symlink()}
-    out = {name for name in links if not realpath(source / folder / name).startswith(home)}
-    present = {e.name for e in entries if (isfile(e.path) if e.name in links else e.is_file())}
-    return present - out, out, NO_FILE
+        lost = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+        return NO_FILE if lost else f"cannot be opened: {error.strerror}"
 
 
 def _lines(source: Path, name: str) -> Iterator[tuple[Path, int, str]]:

@@ -101,9 +101,9 @@ def saved(image: Image.Image, kind: str, **options) -> bytes:
 
 def noise(name: str, mode: str = "RGB", size: tuple[int, int] | None = None) -> Image.Image:
     """Return an image of random pixels, 8 to 24 a side unless said, the same for the same `name`."""
-    draws = np.random.default_rng(zlib.crc32(name.encode()))
-    width, height = size or draws.integers(8, 25, 2)
-    return Image.fromarray(draws.integers(0, 256, (height, width, 3), np.uint8)).convert(mode)
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    width, height = size or rng.integers(8, 25, 2)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).convert(mode)
 
 
 def plain(name: str, size: tuple[int, int] = (16, 16)) -> bytes:
@@ -156,9 +156,9 @@ def flipped(kind: str, bits: int, seed: int, mode: str = "RGB", **options) -> di
     """Return six files with `bits` bits turned over."""
     files = {}
     for i in range(6):
-        draws = np.random.default_rng([seed, i])
+        rng = np.random.default_rng([seed, i])
         content = np.frombuffer(saved(noise(f"{kind}{i}", mode), kind, **options), np.uint8).copy()
-        content[draws.integers(0, len(content), bits)] ^= 1 << draws.integers(0, 8, bits).astype(np.uint8)
+        content[rng.integers(0, len(content), bits)] ^= 1 << rng.integers(0, 8, bits).astype(np.uint8)
         files[f"bits{seed}{i}{FORMATS[kind]}"] = (content.tobytes(), ASK)
     return files
 
@@ -204,12 +204,9 @@ MODES = {
     "palette each.png": lambda: saved(noise("p", "P"), "PNG", transparency=bytes(range(256))),
     "colour key.png": lambda: saved(noise("t"), "PNG", transparency=(1, 2, 3)),
     "la.png": lambda: saved(noise("la", "LA"), "PNG"),
-    "bits.png": lambda: saved(noise("1", "1"), "PNG"),
     "bits.tif": lambda: saved(noise("1", "1"), "TIFF", compression="group4"),
     "alpha.png": lambda: saved(noise("a", "RGBA"), "PNG"),
-    "alpha.webp": lambda: saved(noise("a", "RGBA"), "WEBP"),
     "palette.gif": lambda: saved(noise("p", "P"), "GIF", transparency=5),
-    "palette.bmp": lambda: saved(noise("p", "P"), "BMP"),
 }
 MOVING = {f"moving.{kind.lower()}": functools.partial(_frames, kind) for kind in ("GIF", "WEBP", "PNG")}
 MOVING |= {"many.tiff": lambda: _frames("TIFF"), "two.jpg": lambda: _frames("MPO")}
@@ -238,14 +235,11 @@ NOT_IMAGES = {
     "empty.png": b"",
     "empty.jpg": b"",
     "a text.png": b"this is a text",
-    "a page.gif": b"<!DOCTYPE html><title>404</title>",
     "a drawing.png": b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>",
     "a program.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n",
-    "an archive.png": b"PK\3\4" + bytes(64),
     "zeros.bmp": bytes(512),
     "only a mark.png": b"\x89PNG\r\n\x1a\n",
     "only a mark.jpg": b"\xff\xd8\xff\xe0",
-    "only a mark.gif": b"GIF89a",
     "no size.png": png(0, 8),
     "a number.pgm": b"P5 8 8 \x1b[31m255\n",
     "a long number.ppm": b"P6 " + b"9" * 4000,
@@ -254,12 +248,7 @@ BOMBS = {
     "wide and high.png": lambda: png(60_000, 60_000, rows=b""),
     "ninety million.png": lambda: png(9_500, 9_500, rows=b""),
     "four billion.gif": lambda: b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b",",
-    "two billion.bmp": lambda: (
-        b"BM" + struct.pack("<IIIIiiHHIIiiII", 99, 0, 54, 40, 46_000, 46_000, 1, 24, 0, 0, 0, 0, 0, 0)
-    ),
-    "nine billion.ppm": lambda: b"P6 99999 99999 255\n",
     "texts.png": lambda: png(8, 8, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 25)))),
-    "many texts.png": lambda: png(8, 8, *[chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 20)))] * 70),
     "profile.png": lambda: png(8, 8, chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1 << 25)))),
     "thin.png": lambda: png(1, 70_000),
     "long.png": lambda: png(70_000, 1),
@@ -268,10 +257,8 @@ BOMBS = {
 SIZES = {
     "dot.png": lambda: png(1, 1),
     "tall.png": lambda: png(1, 3000),
-    "flat.png": lambda: png(3000, 2),
     "longest.png": lambda: png(65_535, 1),
     "dot.jpg": lambda: saved(Image.new("RGB", (1, 1)), "JPEG"),
-    "dot.gif": lambda: saved(Image.new("L", (1, 1)), "GIF"),
 }
 NAMES = [
     "a b  c.png", " before.png", "after .png", "it's.png", 'a "quote".png', "a,comma.png", "semi;colon.png",
@@ -421,9 +408,9 @@ def add_files(name: str, layout: str, chosen: tuple[str, ...]) -> None:
 for _i, _name in enumerate(INGREDIENTS):
     for _layout in LAYOUTS if _i < EVERYWHERE else [list(LAYOUTS)[_i % 5]]:
         add_files(_name, _layout, (_name,))
-_draws = np.random.default_rng(2511)
+_rng = np.random.default_rng(2511)
 for _i in range(40):
-    _chosen = tuple(str(name) for name in _draws.choice(list(INGREDIENTS), _draws.integers(2, 6), replace=False))
+    _chosen = tuple(str(name) for name in _rng.choice(list(INGREDIENTS), _rng.integers(2, 6), replace=False))
     add_files(f"mixture {_i} of {' & '.join(_chosen)}", list(LAYOUTS)[_i % 5], _chosen)
 
 
@@ -465,16 +452,13 @@ DOT = plain("x")
 
 refuse("an empty folder", {}, "holds no images", ".png")
 refuse("a folder of a name with line ends", {"a\nb": FOLDER}, r"a\nb", "holds no images", source="a\nb")
-refuse("empty classes", {"cat": FOLDER, "dog": FOLDER}, "holds no images")
 refuse("classes of texts", {"cat/a.txt": b"a", "dog/b.md": b"b"}, "holds no images")
 refuse("only a folder of an archiver", in_classes(good(), "__MACOSX/"), "holds no images")
 refuse("no classes", FLAT, "has no labels", "id,label")
-refuse("no source", {}, "no such file or folder", source="none")
 refuse("a source with a name too long", {}, "no such file or folder", source="x" * 5000)
 refuse("a source with a NUL", {}, "no such file or folder", r"\x00", source="a\0b")
 refuse("a pipe as source", {"pipe": PIPE}, "neither a folder nor a .parquet file", source="pipe")
 refuse("a pipe called .parquet", {"x.parquet": PIPE}, "neither a folder nor a .parquet file", source="x.parquet")
-refuse("a text as source", {"a.txt": b"a"}, "neither a folder nor a .parquet file", source="a.txt")
 refuse("an image as source", {"a.png": DOT}, "neither a folder nor a .parquet file", source="a.png")
 refuse("a source that is a link to itself", {"loop": link("loop")}, "no such file or folder", source="loop")
 refuse("links out of the folder alone", {"x.png": DOT, "in/cat/a.png": link("../../x.png"), "in/dog/b.png":
@@ -484,24 +468,18 @@ refuse("no image of 3,000 can be read", {f"{CLASSES[i % 3]}/{i}.png": b"" for i 
 refuse("a column without a CSV", CLASSED, "no label column 'given'", "no CSV", labels="given")
 refuse("an empty train beside test", in_classes(good(), "test/") | {"train": FOLDER}, "train holds no images")
 refuse("train and test without classes", {"train/a.png": DOT, "test/b.png": DOT}, "train has no labels")
-refuse("an empty train and test", {"train": FOLDER, "test": FOLDER}, "train holds no images")
 
 accept("one class", flat(good(), "cat/"), 12, classes=1)
 accept("one image", {"cat/good.png": plain("good.png")}, 1, classes=1)
-accept("two images of one class", {f"cat/good{i}.png": plain(f"good{i}.png") for i in (1, 2)}, 2, classes=1)
 accept("two images of two classes", {f"{i}/good{i}.png": plain(f"good{i}.png") for i in (1, 2)}, 2, classes=2)
-accept("a class of one image", CLASSED | {"ant/a.png": DOT}, 13, classes=4)
 accept("a class an image", {f"class {i}/a.png": DOT for i in range(24)}, 24, classes=24)
 accept("empty classes beside full ones", CLASSED | {"ant": FOLDER, "bee/x/y": lambda p: p.mkdir()}, 12)
 accept("strays outside the classes", CLASSED | {"stray.png": DOT, "another.jpg": b""}, 12, 2)
 accept("classes nested deep", {f"{label(n)}/{'deeper/' * 40}{n}": c for n, c in FLAT.items()}, 12)
-accept("classes in many parts", {f"{label(n)}/{n[4]}/{n}": c for n, c in FLAT.items()}, 12)
 accept("hidden folders and what archives leave", CLASSED | {"._labels.csv": b"\0\5\x16\7"} | {
     f"{junk}/x.png": DOT for junk in (".git", ".ipynb_checkpoints", "__MACOSX", "cat/.small", "cat/@eaDir")
 }, 12)  # fmt: skip
 accept("only train", in_classes(good(), "train/"), 12)
-accept("train, and other folders", in_classes(good(), "train/") | {"docs/x.png": DOT}, 12)
-accept("train and an empty test", in_classes(good(), "train/") | {"test": FOLDER}, 12)
 accept("train and a test without classes", in_classes(good(), "train/") | {"test/x.png": DOT}, 12)
 accept("train and a damaged test", in_classes(good(), "train/") | {"test/l.csv": b"\xff", "test/a/x.png": PIPE}, 12)
 accept("train is a class", {f"{'train' if label(n) == 'cat' else label(n)}/{n}": c for n, c in FLAT.items()}, 12)
@@ -524,32 +502,21 @@ accept("classes of many digits", {f"{10 ** (50 * (i % 5))}/{i}.png": DOT for i i
 
 BAD_TABLES = {  # name: (content, words)
     "is empty": (b"", ("labels.csv has no column 'id'", "none", "first line")),
-    "has only blank lines": (b"\n\n\r\n", ("labels.csv has no column 'id'",)),
     "has only a header": (b"id,label\n", ("labels none of the images", "relative to the folder", "good")),
     "has no header": (table(rows()), ("no column 'id'", "first line")),
-    "has other columns": (table([("file", "class"), *rows()]), ("no column 'id'", "file, class")),
     "has another label": (table([("id", "lable"), *rows()]), ("'label'", "did you mean 'lable'")),
     "has ids alone": (table([("id",), *rows(str)]), ("'label'", "none")),
     "has two columns label": (b"id,label,label\na,b,c\n", ("two columns 'label'",)),
-    "has other images": (b"id,label\nz.png,cat\n", ("labels none of the images",)),
-    "has nothing but ids that climb": (
-        b"id,label\n../good0.png,cat\n/etc/passwd,cat\n",
-        ("labels none of the images",),
-    ),
-    "has absolute paths": (b"id,label\nC:\\data\\a.png,cat\n/data/a.png,dog\n", ("labels none of the images",)),
+    "has nothing but ids that climb": (b"id,label\n../good0.png,cat\n/etc/passwd,cat\n", ("labels none of the",)),
     "is in latin-1": ("id,label\ngood0.png,né\n".encode("latin-1"), ("no UTF-8 CSV", "byte 20", "save it as UTF-8")),
     "is in UTF-16 without mark": ("id,label\n".encode("utf-16-le"), ("no UTF-8 CSV", "NUL", "save it as UTF-8")),
-    "is in UTF-16 and cut": ("id,label\na,b".encode("utf-16")[:-1], ("no UTF-8 CSV", "save it as UTF-8")),
     "has NULs": (b"id,label\n" + bytes(99), ("no UTF-8 CSV", "NUL")),
     "is an image": (DOT, ("no UTF-8 CSV",)),
     "has an open quote": (table([HEADER, *rows()]) + b'"a.png,cat\nb.png,dog\n', ("no UTF-8 CSV", "quote left open")),
-    "has text after a quote": (b'id,label\n"good0.png"x,cat\n', ("no UTF-8 CSV", "line 2")),
     "has a huge field": (b"id,label\ngood0.png," + b"x" * 200_000, ("no UTF-8 CSV", "field limit")),
-    "has a huge header": (b"x" * 200_000, ("no UTF-8 CSV", "field limit")),
     "has no label": (table([HEADER, *rows(str, lambda name: " ")]), ("labels none of the images",)),
     "has lines too long throughout": (table([HEADER, *rows(str, label, label)]), ("labels none of the images",)),
     "has very many columns": (table([("id", *range(100_000))]), ("unknown label column", "'label'")),
-    "has the same column very often": (table([("id", *["label"] * 100_000)]), ("two columns 'label'",)),
     "has colons": (table([HEADER, *rows()], ":"), ("no column 'id'", "id:label")),
 }
 for _name, (_content, _words) in BAD_TABLES.items():
@@ -557,23 +524,17 @@ for _name, (_content, _words) in BAD_TABLES.items():
 
 GOOD_TABLES = {  # name: (rows below the header, how many images are read, how many ids are listed)
     "lists what is not there": ([*rows(), ("z.png", "cat"), ("y.png", "dog")], 12, 2),
-    "lists the same twice": (rows() * 2, 12, 0),
     "contradicts itself": ([*rows(), (FIRST, "another")], 11, 1),
     "lists less than there is": (rows()[:9], 9, 3),
     "has empty labels": (rows()[:10] + rows(str, lambda name: "")[10:], 10, 2),
     "has short lines": (rows()[:10] + rows(str)[10:], 10, 2),
     "has long lines": (rows()[:10] + rows(str, label, label)[10:], 10, 2),
     "has empty lines": ([row for pair in rows() for row in (pair, ())], 12, 0),
-    "has lines of empty cells": ([*rows(), ("", ""), ("", "")], 12, 0),
-    "has empty cells at the end": ([(*row, "", "") for row in rows()], 12, 0),
     "names a label without an id": ([*rows(), ("", "cat")], 12, 1),
     "has spaces around": (rows(" {}\t".format, lambda name: f"  {label(name)} "), 12, 0),
-    "begins ids with ./": (rows("./{}".format, label), 12, 0),
-    "has a long id": ([*rows(), ("x" * 100_000, "cat")], 12, 1),
     "has ids of lines and escapes": ([*rows(), ("a\nb", "cat"), ("\x1b[31m", "dog")], 12, 2),
     "has ids that climb": ([*rows(), ("../good0.png", "cat"), ("/etc/passwd", "x"), ("C:\\a.png", "x")], 12, 3),
     "has labels of lines": (rows(str, lambda name: f"{label(name)}\n\x1b"), 12, 0),
-    "has labels in HTML": (rows(str, lambda name: f"<b>{label(name)}</b>"), 12, 0),
     "has whole numbers": (rows(str, lambda name: CLASSES.index(label(name))), 12, 0),
     "has numbers with a point": (rows(str, lambda name: f"{CLASSES.index(label(name))}.0"), 12, 0),
     "has numbers of 5,000 digits": (rows(str, lambda name: f"{CLASSES.index(label(name)) + 1}" * 5000), 12, 0),
@@ -594,7 +555,6 @@ accept("a CSV of a given and a true column", FLAT | {"labels.csv": GIVEN}, 12, l
 accept("a CSV with the separators of Windows", CLASSED | {"labels.csv": WINDOWS}, 12)
 accept("a CSV with accents otherwise", FLAT | {"labels.csv": ACCENTS, "\xdcb.png": DOT, "e\u0301.png": DOT}, 14)
 accept("a CSV of an odd name", FLAT | {"a\n\x1b\udcff.csv": table([HEADER, *rows()[:9]])}, 9, 3)
-accept("a CSV in capitals", FLAT | {"LABELS.CSV": LISTED_ALL}, 12)
 accept("a folder called .csv", FLAT | {"labels.csv": LISTED_ALL, "more.csv": FOLDER}, 12)
 accept("CSVs in classes, and hidden ones", CLASSED | {"cat/notes.csv": b"a,b\n", ".labels.csv": b"a,b\n"}, 12)
 refuse("two CSVs", FLAT | {"a.csv": LISTED_ALL, "b.csv": LISTED_ALL}, "2 CSV files", "there should be one")
@@ -629,7 +589,6 @@ BAD_COLUMNS = {  # name: (the labels, words)
     "infinite": ([*NUMBERS[:11], float("inf")], ("row 11", "holds inf")),
     "texts": ([CLASSES[i] for i in NUMBERS], ("holds string", "whole numbers from 0")),
     "lists": ([[i] for i in NUMBERS], ("holds list", "whole numbers from 0")),
-    "structs": ([{"a": i} for i in NUMBERS], ("holds struct", "whole numbers from 0")),
     "days": (pa.array(NUMBERS, pa.int32()).cast(pa.date32()), ("holds date32",)),
     "a dictionary of texts": (pa.array([CLASSES[i] for i in NUMBERS]).dictionary_encode(), ("holds dictionary",)),
     "nothing": (pa.nulls(12), ("holds null",)),
@@ -641,9 +600,7 @@ for _name, (_labels, _words) in BAD_COLUMNS.items():
            source="x.parquet")  # fmt: skip
 GOOD_COLUMNS = {  # name: (the labels, how many are missing, how many classes there are)
     "bytes": (pa.array(NUMBERS, pa.int8()), 0, 3),
-    "unsigned": (pa.array(NUMBERS, pa.uint64()), 0, 3),
     "floats": (pa.array(NUMBERS, pa.float64()), 0, 3),
-    "half floats": (pa.array(np.array(NUMBERS, np.float16)), 0, 3),
     "booleans": ([i > 0 for i in NUMBERS], 0, 2),
     "missing": ([None, None, *NUMBERS[2:]], 2, 3),
     "missing booleans": ([None, *(i > 0 for i in NUMBERS[1:])], 1, 2),
@@ -657,7 +614,6 @@ BAD_FILES = {  # name: (content, words)
     "a text": (b"id,label\n" * 99, (UNREADABLE,)),
     **{f"cut at {share:.0%}": (WHOLE[: int(share * len(WHOLE))], (UNREADABLE,)) for share in (0.1, 0.5, 0.9, 0.99)},
     "without rows": (parquet([], label=pa.array([], pa.int64())), ("has no rows",)),
-    "without labels": (parquet(), ("unknown label column", "none")),
     "with another label": (parquet(labels=NUMBERS), ("did you mean 'labels'",)),
     "with numbers of articles": (parquet(metadata="", label=[8 * 10**9 + i for i in NUMBERS]), ("one of labels?",)),
     "without a readable image": (parquet([None, b"", b"no"], label=[0, 1, 2]), ("none of the 3", "it is empty")),
@@ -675,11 +631,8 @@ _damaged = [None, *FLAT.values(), b"", b"no", DOT[:40]]
 accept("damaged images in parquet", {"a.parquet": parquet(_damaged, label=[0, *NUMBERS, 1, 2, 0])}, 12, 4,
        source="a.parquet")  # fmt: skip
 accept("parquet in two files", {f"train-0000{i}-of-00002.parquet": WHOLE for i in range(2)}, 24)
-accept("a folder called parquet", {f"x.parquet/{i}.parquet": WHOLE for i in range(2)}, 24, source="x.parquet")
 accept("parquet in a folder of a partition", {"label=7/\udcff.parquet": WHOLE}, 12, source="label=7/\udcff.parquet")
 accept("a pipe, a folder and hidden files beside parquet", {"train.parquet": WHOLE, "train-1.parquet": PIPE,
        "train-2.parquet": FOLDER, "._train.parquet": b"x", ".cache/train-3.parquet": b"x"}, 12)  # fmt: skip
-refuse("parquet without labels in one of two", {"train-1.parquet": WHOLE, "train-2.parquet": parquet(other=NUMBERS)},
-       "train-2.parquet", "unknown label column")  # fmt: skip
 refuse("parquet damaged in one of two", {"train-0.parquet": WHOLE, "train-1.parquet": b"PAR1"}, "train-1", UNREADABLE)
 refuse("parquet of no split", {"embeddings.parquet": WHOLE}, "holds no images")
