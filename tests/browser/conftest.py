@@ -19,8 +19,8 @@ SETTINGS = {  # of JupyterLab's user: every cell is on the page, and nothing ask
 }
 PATIENCE = 300  # seconds on a busy machine
 
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage",
-         "--no-first-run", "--window-size=1280,900"]  # fmt: skip
+FLAGS = ["--headless", "--no-sandbox", "--disable-background-networking", "--disable-dev-shm-usage", "--no-first-run",
+         "--window-size=1280,900", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # fmt: skip
 
 
 def programs() -> tuple[str, str] | None:
