@@ -94,11 +94,8 @@ class Explorer:
 
     def select(self, rows) -> None:
         """Fill the gallery with exactly these rows, in order of the data set; with None, the most suspicious."""
-        self._pick(rows)
-        self._refresh("selection")
-
-    def _pick(self, rows) -> None:
         self.selected = np.unique(np.asarray(rows, np.int64)) if rows is not None and len(rows) else None
+        self._refresh("selection")
         self.turn(0)
 
     def turn(self, page: int) -> None:
@@ -236,10 +233,10 @@ class Explorer:
         w.gallery = html().add_class("ptglab-gallery")
         w.scatter = _scatter(self.xy)
         points = w.scatter.widget.add_class("ptglab-scatter")
-        points.observe(lambda change: self._lassoed(change["new"]), "selection")
-        points.observe(lambda change: change["new"] is not None and self._hovered(change["new"]), "hovering")
+        points.observe(lambda change: self.select(change["new"]), "selection")
+        points.observe(lambda change: self._hovered(change["new"]), "hovering")
         w.by = ipywidgets.ToggleButtons(options=[(COLOURS[name], name) for name in self.colours])
-        w.by.observe(lambda change: self.colour(change["new"]), "value")
+        w.by.add_class("ptglab-by").observe(lambda change: self.colour(change["new"]), "value")
         w.detector = _slider("detector", self.found.detectors, self.detector)
         w.detector.observe(lambda change: self._filling or self.detect(change["new"]), "value")
         buttons = {"before": "← page before", "after": "next page →", "compute": "Compute it"}
@@ -282,8 +279,10 @@ class Explorer:
         if "scatter" in parts:
             w.legend.value = self.legend()
             self._paint(w.scatter)
-        if {"selection", "scatter"} & set(parts):
-            w.scatter.selection([] if self.selected is None else self.selected)
+        if "selection" in parts:
+            rows = [] if self.selected is None else self.selected
+            if not np.array_equal(np.sort(w.scatter.widget.selection), rows):  # not what the browser itself has said
+                w.scatter.selection(rows)
         if "detectors" in parts:
             self._filling = True  # a slider with other options is no choice that a person made
             w.detector.options, w.detector.value = self.found.detectors, self.detector
@@ -305,13 +304,9 @@ class Explorer:
         if self.by == "flag":
             scatter.size(by=pd.Categorical(values, present), map=np.array([5, 9])[present].tolist())
 
-    def _lassoed(self, rows: np.ndarray) -> None:
-        """Select what the browser says, unless that is what it was told."""
-        if not np.array_equal(np.sort(rows), [] if self.selected is None else self.selected):
-            self._pick(rows)
-
-    def _hovered(self, row: int) -> None:
-        self.widgets.hover.value = self.large(row)
+    def _hovered(self, row: int | None) -> None:
+        if row is not None:  # the last picture stays
+            self.widgets.hover.value = self.large(row)
 
     def _start(self) -> None:
         """Compute what is missing in a thread of its own, so that the widgets go on answering meanwhile."""

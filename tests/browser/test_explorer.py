@@ -49,7 +49,6 @@ def test_a_lasso_fills_the_gallery_with_exactly_those(lab, tmp_path):
         if number == 0:
             mouse.click_and_hold()
     mouse.release().perform()
-    page.shoot("lassoed")
     page.until(lambda: page.text(".ptglab-heading").startswith(f"{len(expected)} selected"), "a selection of them all")
     seen = rows(page)
     while len(seen) < len(expected):
@@ -59,3 +58,11 @@ def test_a_lasso_fills_the_gallery_with_exactly_those(lab, tmp_path):
         seen += rows(page)
     assert seen == expected
     page.shoot("lasso")
+    page.click(".ptglab-by button:last-child")
+    page.until(lambda: "not flagged" in page.text(".ptglab-explorer .ptglab-legend"), "flags")
+    page.script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    page.shoot("flags")
+    page.click(".ptglab-by button:nth-child(3)")
+    page.until(lambda: "suspicious" in page.text(".ptglab-explorer .ptglab-side"), "scores")
+    page.script("document.body.dataset.jpThemeLight; arguments[0].scrollIntoView({block: 'center'})", canvas)
+    page.shoot("scores")

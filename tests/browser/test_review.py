@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
+from reviewed import leave
 
 pytestmark = pytest.mark.browser
 
@@ -15,7 +16,8 @@ def decided(path: Path) -> list[tuple[str, str, str]]:
 
 
 def test_suspects_are_reviewed_applied_and_learned_from(lab, tmp_path):
-    page = lab("07_review_suspects")
+    leave(tmp_path / "audit")
+    page = lab("07_review_suspects", audit_run=str(tmp_path / "audit"))
     page.run(".ptglab-review")
     corrections = page.folder / "runs" / "07_review_suspects" / "corrections.csv"
     assert not corrections.exists() or decided(corrections) == []
