@@ -164,17 +164,23 @@ class Explorer:
         about = escape(self.caption(row)).replace(", ", "<br>").replace(": ", "<br>", 1)
         return f'<figure class="ptglab-hover">{review.image(picture, self.caption(row))}<figcaption>{about}</figure>'
 
+    def _classes(self) -> tuple[np.ndarray, dict[str, str]]:
+        """Return (the class of each point, int64 [N], {name: colour} of the classes), where points are of classes."""
+        if self.by == "flag":
+            return self.suspects.flagged.astype(np.int64), {"not flagged": GREY, "flagged": figures.WRONG}
+        tints = map(to_hex, figures.class_colours(len(self.names)))
+        return (self.images.labels_given if self.by == "given" else self.truth), dict(
+            zip(self.names, tints, strict=True)
+        )
+
     def legend(self) -> str:
         """Return what the colours of the points stand for, as HTML."""
         if self.by == "score":
             score, tints = self.suspects.score, [to_hex(colormaps["cividis"](step / 4)) for step in range(5)]
             bar = f'<div class="ptglab-scale" style="background: linear-gradient(to right, {", ".join(tints)})"></div>'
             return f"Score: low is suspicious{bar}<span>{score.min():.3g}</span><span>{score.max():.3g}</span>"
-        shown = {"flagged": figures.WRONG, "not flagged": GREY}
-        if self.by != "flag":
-            shown = dict(zip(self.names, _tints(len(self.names)), strict=True))
         lines = [f'<li><span style="color: {tint}">●</span> {escape(figures.short(name))}</li>'
-                 for name, tint in list(shown.items())[:MOST_NAMED]]  # fmt: skip
+                 for name, tint in list(self._classes()[1].items())[:MOST_NAMED]]  # fmt: skip
         return f'<ul class="ptglab-legend">{"".join(lines)}</ul>'
 
     def status(self) -> str:
@@ -227,24 +233,21 @@ class Explorer:
         """The widgets by name, made when they are first asked for; `box` holds all of them."""
         import ipywidgets
 
-        html, w = ipywidgets.HTML, SimpleNamespace()
-        w.line, w.graph, w.hover = html(), html().add_class("ptglab-graph"), html("Hover over a point")
-        w.legend, w.heading = html(), html().add_class("ptglab-heading")
-        w.gallery = html().add_class("ptglab-gallery")
-        w.scatter = _scatter(self.xy)
+        html, w = ipywidgets.HTML, SimpleNamespace(scatter=_scatter(self.xy))
+        for name in ("line", "graph", "legend", "hover", "heading", "gallery"):
+            setattr(w, name, html().add_class(f"ptglab-{name}-box"))
         points = w.scatter.widget.add_class("ptglab-scatter")
         points.observe(lambda change: self.select(change["new"]), "selection")
-        points.observe(lambda change: self._hovered(change["new"]), "hovering")
+        points.observe(self._hovered, "hovering")
         w.by = ipywidgets.ToggleButtons(options=[(COLOURS[name], name) for name in self.colours])
         w.by.add_class("ptglab-by").observe(lambda change: self.colour(change["new"]), "value")
         w.detector = _slider("detector", self.found.detectors, self.detector)
         w.detector.observe(lambda change: self._filling or self.detect(change["new"]), "value")
-        buttons = {"before": "← page before", "after": "next page →", "compute": "Compute it"}
-        for name, text in buttons.items():
+        for name, text in [("before", "← page before"), ("after", "next page →"), ("compute", "Compute it")]:
             setattr(w, name, ipywidgets.Button(description=text).add_class(f"ptglab-{name}"))
         w.before.on_click(lambda _: self.turn(self.page - 1))
         w.after.on_click(lambda _: self.turn(self.page + 1))
-        w.compute.on_click(lambda _: self._start())
+        w.compute.on_click(self._start)
         w.bar, w.sliders = ipywidgets.FloatProgress(min=0, max=1), {}
         if self.stored:
             options = {"noise_rate": self.stored.rates, "noise_kind": self.stored.kinds, "init": self.stored.inits}
@@ -252,6 +255,7 @@ class Explorer:
             for name, slider in w.sliders.items():
                 slider.observe(lambda change, name=name: self.choose(**{name: change["new"]}), "value")
         w.pages, row = ipywidgets.HBox([w.before, w.after]), ipywidgets.HBox([w.compute, w.bar])
+        w.hover.value = "Hover over a point"
         side = ipywidgets.VBox([w.legend, w.hover]).add_class("ptglab-side")
         plot = ipywidgets.HBox([points, side]).add_class("ptglab-plot")
         parts = [*w.sliders.values(), w.detector, row, w.line, w.graph, html(HELP), w.by, plot, w.heading, w.pages]
@@ -295,20 +299,18 @@ class Explorer:
             score = self.suspects.score
             scatter.color(by=score, map="cividis", norm=(score.min(), score.max()))
             return
-        values, tints = self.suspects.flagged.astype(np.int64), np.array([GREY, figures.WRONG])
-        if self.by != "flag":
-            values = self.images.labels_given if self.by == "given" else self.truth
-            tints = np.array(_tints(len(self.names)))
-        present = np.unique(values)
-        scatter.color(by=pd.Categorical(values, present), map=tints[present].tolist())
+        numbers, tints = self._classes()
+        present = np.unique(numbers)  # a colour, or a size, for each of these
+        points = pd.Categorical(numbers, present)
+        scatter.color(by=points, map=np.array([*tints.values()])[present].tolist())
         if self.by == "flag":
-            scatter.size(by=pd.Categorical(values, present), map=np.array([5, 9])[present].tolist())
+            scatter.size(by=points, map=np.array([5, 9])[present].tolist())
 
-    def _hovered(self, row: int | None) -> None:
-        if row is not None:  # the last picture stays
-            self.widgets.hover.value = self.large(row)
+    def _hovered(self, change: dict) -> None:
+        if change["new"] is not None:  # the last picture stays
+            self.widgets.hover.value = self.large(change["new"])
 
-    def _start(self) -> None:
+    def _start(self, _) -> None:
         """Compute what is missing in a thread of its own, so that the widgets go on answering meanwhile."""
         if self.worker is None or not self.worker.is_alive():
             self.worker = threading.Thread(target=self._work, daemon=True)
@@ -327,10 +329,6 @@ class Explorer:
     def _repr_mimebundle_(self, **kwargs) -> dict:
         still = {"text/plain": repr(self), "text/html": self.still()}  # also for a reader without a kernel
         return (self.widgets.box._repr_mimebundle_(**kwargs) if live.interactive() else {}) | still
-
-
-def _tints(number: int) -> list[str]:
-    return [to_hex(tint) for tint in figures.class_colours(number)]
 
 
 def _slider(name: str, values, value):

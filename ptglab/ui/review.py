@@ -9,6 +9,7 @@ import functools
 from collections import Counter
 from html import escape
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -80,6 +81,7 @@ class Review:
         digits = all(len(name) == 1 and name.isdecimal() for name in self.names)
         keys = self.names if digits else [*"1234567890"]
         self.numbers = {key: number for number, key in enumerate(keys[: len(self.names)])}
+        self._filling, self._shown = False, None
         self.filter()
 
     @property
@@ -202,16 +204,154 @@ class Review:
         return f'{style()}<div class="ptglab-still">{head}<div class="ptglab-page">{"".join(cells)}</div></div>'
 
     @functools.cached_property
-    def panel(self) -> "Panel":
-        """The widgets, made when they are first asked for."""
-        return Panel(self)
+    def widgets(self) -> SimpleNamespace:
+        """The widgets by name, made when they are first asked for: `box` holds all of them, `page` shows the
+        thumbnails and listens to keys, `buttons` has one `ptglab-NAME` for each of ACTIONS."""
+        import ipywidgets
+
+        w, keys = SimpleNamespace(), {key: name for name, (_, keys, _) in ACTIONS.items() for key in keys}
+        self.keys = keys | dict.fromkeys(self.numbers, "number") | {"c": "list"}
+        w.page = _page_widget()(wanted=[*self.keys])
+        w.page.on_msg(lambda _, content, buffers: self.receive(content))
+        w.buttons, w.filters = {name: self._button(name) for name in ACTIONS}, self._filters()
+        for name in ("picture", "facts", "progress", "status", "similar", "pages", "result"):
+            setattr(w, name, ipywidgets.HTML().add_class(f"ptglab-{name}-box"))
+        keys = {number: f"{key}: " for key, number in self.numbers.items()}
+        names = [(f"{keys.get(number, '')}{name}", number) for number, name in enumerate(self.names)]
+        w.list = ipywidgets.Dropdown(options=names, layout={"width": "14em"}).add_class("ptglab-class")
+
+        def row(*children, name: str = "row"):
+            children = [w.buttons[child] if isinstance(child, str) else child for child in children]
+            return ipywidgets.HBox(children).add_class(f"ptglab-{name}")
+
+        side = [
+            w.progress, w.facts, row("keep", "suggest", "drop", "skip", "undo"), row(w.list, "choose"),
+            row("neighbours", "previous", "next"), w.status, w.similar,
+        ]  # fmt: skip
+        large = row(w.picture, ipywidgets.VBox(side).add_class("ptglab-side"), name="large")
+        hint = ipywidgets.HTML(HINT.format(first=escape(next(iter(self.numbers)))))
+        turn = row("previous-page", w.pages, "next-page")
+        parts = [row(*w.filters.values()), large, hint, turn, w.page, row("apply", "train"), w.result]
+        w.box = ipywidgets.VBox(parts).add_class("ptglab-review")
+        vars(self)["widgets"] = w  # what follows fills them
+        self._fill()
+        self.show()
+        return w
+
+    def _button(self, name: str):
+        import ipywidgets
+
+        label, keys, tooltip = ACTIONS[name]
+        label += f" ({keys[0]})" if keys and not keys[0].startswith("arrow") else ""
+        button = ipywidgets.Button(description=label, tooltip=tooltip).add_class(f"ptglab-{name}")
+        button.on_click(lambda _: self.act(name))
+        return button
+
+    def _filters(self) -> dict:
+        import ipywidgets
+
+        filters = {
+            "detector": ipywidgets.Dropdown(options=self.found.detectors, description="detector"),
+            "pair": ipywidgets.Dropdown(description="labels"),
+            "range": ipywidgets.FloatRangeSlider(description="score", continuous_update=False, readout_format=".3g"),
+            "state": ipywidgets.Dropdown(options=Queue.STATES, value=self.state, description="show"),
+            "only_flagged": ipywidgets.Checkbox(value=self.only_flagged, description="flagged only", indent=False),
+        }
+        for name, widget in filters.items():
+            widget.style = {"description_width": "initial"}
+            widget.layout = {"width": "24em" if name == "range" else "max-content"}
+            widget.observe(functools.partial(self._filtered, name), "value")
+        return filters
+
+    def _fill(self) -> None:
+        """Put into the filters what depends on the others: pairs of labels, and the range of scores."""
+        self._filling, names, filters = True, self.names, self.widgets.filters
+        pairs = {pair: f"{names[pair[0]]} → {names[pair[1]]} ({number:,})" for pair, number in self.pairs()}
+        filters["pair"].options = [("all", ()), *((text, pair) for pair, text in pairs.items())]
+        filters["pair"].value = self.pair if self.pair in pairs else ()
+        low, high, slider = *map(float, (self.suspects.score.min(), self.suspects.score.max())), filters["range"]
+        with slider.hold_trait_notifications():
+            slider.min, slider.max, slider.step = low, high, (high - low) / 1000 or 1.0
+            slider.value = self.range or (low, high)
+        self._filling = False
+
+    def _filtered(self, name: str, change: dict) -> None:
+        if self._filling:
+            return
+        value, filters = change["new"], self.widgets.filters
+        if name == "range":  # the slider rounds its ends to steps: at an end, everything beyond is meant too
+            low, high = value
+            value = (low if low > filters[name].min else -np.inf, high if high < filters[name].max else np.inf)
+        try:
+            self.filter(**{name: value}, **({"range": None, "pair": ()} if name == "detector" else {}))
+            if name in ("detector", "only_flagged"):
+                self._fill()
+                self.filter(pair=filters["pair"].value)
+            self.show()
+        except (InputError, OSError) as error:
+            self._say(str(error), wrong=True)
+
+    def receive(self, content: dict) -> None:
+        """Do what the browser sends: a key or a card; decisions and cards only if the picture is still the same."""
+        key, same = content.get("key"), content.get("row") == self.widgets.page.row
+        name = self.keys.get(key, key)
+        if "go" in content and same:
+            self.act("go", self.queue.place // self.size * self.size + int(content["go"]))
+        elif name == "number" and same:
+            self.act("class", self.numbers[key])
+        elif name in ACTIONS and (same or name not in DECIDING):
+            self.act(name)
+
+    def act(self, name: str, value: int | None = None) -> None:
+        """Do one of ACTIONS, or "go" to a place, or decide for the "class" of that number; errors are shown."""
+        w, queue = self.widgets, self.queue
+        try:
+            if name in ("class", "choose"):
+                self._say(self.decide("class", w.list.value if name == "choose" else value))
+            elif name in DECIDING:
+                self._say(self.decide({"suggest": "suggestion"}.get(name, name)))
+            elif name == "undo":
+                taken = queue.undo()
+                self._say("nothing to undo" if taken is None else f"{taken.id}: {taken.decision} was taken back")
+            elif name == "neighbours":
+                w.similar.value = "" if w.similar.value else self.similar()
+                return
+            elif name == "apply":
+                self._say(self.apply())
+            elif name == "train":
+                self._say("learning from both …")
+                w.result.value = self.train().to_html(border=0, index_names=False)
+                self._say("learned from the given and from the mended labels: see below")
+            else:
+                step = {"previous": -1, "next": 1, "previous-page": -self.size, "next-page": self.size}.get(name, 0)
+                queue.place = max(0, min(queue.place + step if value is None else value, len(queue.rows) - 1))
+            self.show()
+        except (InputError, OSError) as error:
+            self._say(str(error), wrong=True)
+
+    def _say(self, text: str, wrong: bool = False) -> None:
+        self.widgets.status.value = f'<span role="{"alert" if wrong else "status"}">{escape(text)}</span>'
+
+    def show(self) -> None:
+        """Show the current image; the page's pictures are made only when another page is turned to."""
+        w, queue, rows, pages = self.widgets, self.queue, self.page(), -(-len(self.queue.rows) // self.size)
+        w.picture.value, w.facts.value, w.similar.value = self.large(), self.facts(), ""
+        w.progress.value = f'<span aria-live="polite">{queue.progress()}</span>'
+        w.pages.value = f"page {queue.place // self.size + 1 if pages else 0:,} of {pages:,}"
+        if queue.row is not None:
+            w.list.value = int(self.images.labels_given[queue.row])
+        with w.page.hold_sync():
+            if self._shown != (shown := (self.detector, rows.tobytes())):
+                w.page.cards, self._shown = self.cards(), shown
+            w.page.marks, w.page.place = [self.mark(row) for row in rows], queue.place % self.size
+            w.page.row = -1 if queue.row is None else queue.row
 
     def __repr__(self) -> str:
         return f"Review of {self.found.folder}: {self.queue.progress()}"
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
         still = {"text/plain": repr(self), "text/html": self.still()}  # also for a reader without a kernel
-        return (self.panel.box._repr_mimebundle_(**kwargs) if live.interactive() else {}) | still
+        return (self.widgets.box._repr_mimebundle_(**kwargs) if live.interactive() else {}) | still
 
 
 @functools.cache
@@ -229,154 +369,3 @@ def _page_widget() -> type:
         wanted = traitlets.List().tag(sync=True)  # keys that do something
 
     return Page
-
-
-class Panel:
-    """The widgets of a review; `box` is what is shown. Each of ACTIONS has a button `ptglab-NAME`."""
-
-    def __init__(self, review: Review):
-        import ipywidgets
-
-        self.review, self._filling, self._shown = review, False, None
-        keys = {key: name for name, (_, keys, _) in ACTIONS.items() for key in keys}
-        self.keys = keys | dict.fromkeys(review.numbers, "number") | {"c": "list"}
-        self.page = _page_widget()(wanted=list(self.keys))
-        self.page.on_msg(lambda _, content, buffers: self.receive(content))
-        self.buttons = {name: self._button(name) for name in ACTIONS}
-        self.html = html = {
-            name: ipywidgets.HTML().add_class(f"ptglab-{name}")
-            for name in ("picture", "facts-box", "progress", "status", "similar-box", "pages", "result")
-        }
-        keys = {number: f"{key}: " for key, number in review.numbers.items()}
-        options = [(f"{keys.get(number, '')}{name}", number) for number, name in enumerate(review.names)]
-        self.list = ipywidgets.Dropdown(options=options, layout={"width": "14em"}).add_class("ptglab-class")
-
-        def row(*children, name: str = "row"):
-            children = [self.buttons[child] if isinstance(child, str) else child for child in children]
-            return ipywidgets.HBox(children).add_class(f"ptglab-{name}")
-
-        side = [
-            html["progress"], html["facts-box"], row("keep", "suggest", "drop", "skip", "undo"),
-            row(self.list, "choose"), row("neighbours", "previous", "next"), html["status"], html["similar-box"],
-        ]  # fmt: skip
-        large = row(html["picture"], ipywidgets.VBox(side).add_class("ptglab-side"), name="large")
-        hint = ipywidgets.HTML(HINT.format(first=escape(next(iter(review.numbers)))))
-        turn = row("previous-page", html["pages"], "next-page")
-        parts = [row(*self._filters()), large, hint, turn, self.page, row("apply", "train"), html["result"]]
-        self.box = ipywidgets.VBox(parts).add_class("ptglab-review")
-        self.show()
-
-    def _button(self, name: str):
-        import ipywidgets
-
-        label, keys, tooltip = ACTIONS[name]
-        label += f" ({keys[0]})" if keys and not keys[0].startswith("arrow") else ""
-        button = ipywidgets.Button(description=label, tooltip=tooltip).add_class(f"ptglab-{name}")
-        button.on_click(lambda _: self.act(name))
-        return button
-
-    def _filters(self) -> list:
-        import ipywidgets
-
-        review = self.review
-        self.filters = {
-            "detector": ipywidgets.Dropdown(options=review.found.detectors, description="detector"),
-            "pair": ipywidgets.Dropdown(description="labels"),
-            "range": ipywidgets.FloatRangeSlider(description="score", continuous_update=False, readout_format=".3g"),
-            "state": ipywidgets.Dropdown(options=Queue.STATES, value=review.state, description="show"),
-            "only_flagged": ipywidgets.Checkbox(value=review.only_flagged, description="flagged only", indent=False),
-        }
-        for name, widget in self.filters.items():
-            widget.style = {"description_width": "initial"}
-            widget.layout = {"width": "24em" if name == "range" else "max-content"}
-            widget.observe(functools.partial(self._filtered, name), "value")
-        self._fill()
-        return list(self.filters.values())
-
-    def _fill(self) -> None:
-        """Put into the filters what depends on the others: pairs of labels, and the range of scores."""
-        self._filling = True
-        names, score, slider = self.review.names, self.review.suspects.score, self.filters["range"]
-        pairs = {pair: f"{names[pair[0]]} → {names[pair[1]]} ({number:,})" for pair, number in self.review.pairs()}
-        self.filters["pair"].options = [("all", ()), *((text, pair) for pair, text in pairs.items())]
-        self.filters["pair"].value = self.review.pair if self.review.pair in pairs else ()
-        low, high = float(score.min()), float(score.max())
-        with slider.hold_trait_notifications():
-            slider.min, slider.max, slider.step = low, high, (high - low) / 1000 or 1.0
-            slider.value = self.review.range or (low, high)
-        self._filling = False
-
-    def _filtered(self, name: str, change: dict) -> None:
-        if self._filling:
-            return
-        value, slider = change["new"], self.filters["range"]
-        if name == "range":  # the slider rounds its ends to steps: at an end, everything beyond is meant too
-            low, high = value
-            value = (low if low > slider.min else -np.inf, high if high < slider.max else np.inf)
-        try:
-            self.review.filter(**{name: value}, **({"range": None, "pair": ()} if name == "detector" else {}))
-            if name in ("detector", "only_flagged"):
-                self._fill()
-                self.review.filter(pair=self.filters["pair"].value)
-            self.show()
-        except (InputError, OSError) as error:
-            self._say(str(error), wrong=True)
-
-    def receive(self, content: dict) -> None:
-        """Do what the browser sends: a key or a card; decisions and cards only if the picture is still the same."""
-        key, same = content.get("key"), content.get("row") == self.page.row
-        name = self.keys.get(key, key)
-        if "go" in content and same:
-            self.act("go", self.review.queue.place // self.review.size * self.review.size + int(content["go"]))
-        elif name == "number" and same:
-            self.act("class", self.review.numbers[key])
-        elif name in ACTIONS and (same or name not in DECIDING):
-            self.act(name)
-
-    def act(self, name: str, value: int | None = None) -> None:
-        """Do one of ACTIONS, or "go" to a place, or decide for the "class" of that number; errors are shown."""
-        review, queue, similar = self.review, self.review.queue, self.html["similar-box"]
-        try:
-            if name in ("class", "choose"):
-                self._say(review.decide("class", self.list.value if name == "choose" else value))
-            elif name in DECIDING:
-                self._say(review.decide({"suggest": "suggestion"}.get(name, name)))
-            elif name == "undo":
-                taken = queue.undo()
-                self._say("nothing to undo" if taken is None else f"{taken.id}: {taken.decision} was taken back")
-            elif name == "neighbours":
-                similar.value = "" if similar.value else review.similar()
-                return
-            elif name == "apply":
-                self._say(review.apply())
-            elif name == "train":
-                self._say("learning from both …")
-                self.html["result"].value = review.train().to_html(border=0, index_names=False)
-                self._say("learned from the given and from the mended labels: see below")
-            else:
-                step = {"previous": -1, "next": 1, "previous-page": -review.size, "next-page": review.size}.get(name, 0)
-                place = queue.place + step if value is None else value
-                queue.place = max(0, min(place, len(queue.rows) - 1))
-            self.show()
-        except (InputError, OSError) as error:
-            self._say(str(error), wrong=True)
-
-    def _say(self, text: str, wrong: bool = False) -> None:
-        self.html["status"].value = f'<span role="{"alert" if wrong else "status"}">{escape(text)}</span>'
-
-    def show(self) -> None:
-        """Show the current image; the page's pictures are made only when another page is turned to."""
-        review, queue, html = self.review, self.review.queue, self.html
-        rows, pages = review.page(), -(-len(queue.rows) // review.size)
-        html["picture"].value, html["facts-box"].value, html["similar-box"].value = review.large(), review.facts(), ""
-        html["progress"].value = f'<span aria-live="polite">{queue.progress()}</span>'
-        html["pages"].value = f"page {queue.place // review.size + 1 if pages else 0:,} of {pages:,}"
-        if queue.row is not None:
-            self.list.value = int(review.images.labels_given[queue.row])
-        with self.page.hold_sync():
-            turned = (review.detector, rows.tobytes())
-            if turned != self._shown:
-                self.page.cards, self._shown = review.cards(), turned
-            self.page.marks = [review.mark(row) for row in rows]
-            self.page.place = queue.place % review.size
-            self.page.row = -1 if queue.row is None else queue.row

@@ -19,7 +19,9 @@ def edges(values: np.ndarray, low: float, high: float) -> tuple[float, float]:
 
 def rows(page) -> list[int]:
     """Return the rows whose pictures the gallery shows."""
-    return page.script("return [...document.querySelectorAll('.ptglab-gallery [data-row]')].map((e) => +e.dataset.row)")
+    return page.script(
+        "return [...document.querySelectorAll('.ptglab-gallery-box [data-row]')].map((e) => +e.dataset.row)"
+    )
 
 
 def test_a_lasso_fills_the_gallery_with_exactly_those(lab, tmp_path):
@@ -49,7 +51,9 @@ def test_a_lasso_fills_the_gallery_with_exactly_those(lab, tmp_path):
         if number == 0:
             mouse.click_and_hold()
     mouse.release().perform()
-    page.until(lambda: page.text(".ptglab-heading").startswith(f"{len(expected)} selected"), "a selection of them all")
+    page.until(
+        lambda: page.text(".ptglab-heading-box").startswith(f"{len(expected)} selected"), "a selection of them all"
+    )
     seen = rows(page)
     while len(seen) < len(expected):
         before = rows(page)

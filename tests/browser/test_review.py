@@ -49,14 +49,14 @@ def test_suspects_are_reviewed_applied_and_learned_from(lab, tmp_path):
     page.load()
     page.restart()
     page.run(".ptglab-review")
-    assert page.text(".ptglab-progress").startswith("18 of ")
+    assert page.text(".ptglab-progress-box").startswith("18 of ")
     assert decided(corrections) == standing
     page.click(".ptglab-apply")
     mended = corrections.with_name("mended.csv")
     page.until(mended.exists, "mended.csv")
     page.click(".ptglab-train")
-    page.until(lambda: page.find(".ptglab-result table"), "a table of before and after")
-    table = page.script("return [...document.querySelectorAll('.ptglab-result tr')].map((r) => "
+    page.until(lambda: page.find(".ptglab-result-box table"), "a table of before and after")
+    table = page.script("return [...document.querySelectorAll('.ptglab-result-box tr')].map((r) => "
                         "[...r.children].map((c) => c.innerText))")  # fmt: skip
     page.shoot("trained")
     estimated = [row for row in table if row[0].startswith("estimated")]

@@ -24,11 +24,6 @@ def desk(found, tmp_path) -> review.Review:
     return review.Review(found, runs.Run(tmp_path), size=10)
 
 
-@pytest.fixture
-def panel(desk) -> review.Panel:
-    return desk.panel
-
-
 def made(number: int, names: list[str], ids: list[str] | None = None) -> reopen.Findings:
     """Return findings on `number` made-up images of classes `names`, all of them suspects, the first one most."""
     rng, k = np.random.default_rng(0), len(names)
@@ -59,12 +54,12 @@ class Tags(HTMLParser):
             self.alts.append(names["alt"])
 
 
-def press(panel: review.Panel, key: str, row: int | None = None) -> None:
-    panel.receive({"key": key, "row": panel.page.row if row is None else row})
+def press(desk: review.Review, key: str, row: int | None = None) -> None:
+    desk.receive({"key": key, "row": desk.widgets.page.row if row is None else row})
 
 
-def decided(panel: review.Panel) -> list[str]:
-    return [d.decision for d in panel.review.corrections.rows]
+def decided(desk: review.Review) -> list[str]:
+    return [d.decision for d in desk.corrections.rows]
 
 
 def test_filters_leave_what_they_say_the_most_suspicious_first(desk, found):
@@ -117,9 +112,9 @@ def test_names_from_data_are_text_and_never_html(tmp_path):
     assert EVIL in desk.cards()[0]["alt"] and EVIL in desk.cards()[0]["text"]  # the script sets them as text:
     script = (review.FOLDER / "review.js").read_text()
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", script)
-    desk.panel.review.corrections.path = tmp_path / EVIL / "corrections.csv"
-    press(desk.panel, "k")  # an error is shown as text, too
-    status = desk.panel.html["status"].value
+    desk.corrections.path = tmp_path / EVIL / "corrections.csv"
+    press(desk, "k")  # an error is shown as text, too
+    status = desk.widgets.status.value
     assert 'role="alert"' in status and "<img" not in status
 
 
@@ -145,88 +140,91 @@ def test_decisions_on_another_set_are_refused(desk, tmp_path):
         ("drop", "d", "drop"), ("skip", "space", "skip"), ("choose", "7", "class"),
     ],
 )  # fmt: skip
-def test_buttons_and_keys_decide_alike(panel, name, key, decision):
-    assert all(button.tooltip for button in panel.buttons.values())
-    panel.list.value = 7
-    panel.buttons[name].click()
-    press(panel, key)
-    assert decided(panel) == [decision] * 2
-    assert panel.html["progress"].value.startswith('<span aria-live="polite">2 of ')
+def test_buttons_and_keys_decide_alike(desk, name, key, decision):
+    assert all(button.tooltip for button in desk.widgets.buttons.values())
+    desk.widgets.list.value = 7
+    desk.widgets.buttons[name].click()
+    press(desk, key)
+    assert decided(desk) == [decision] * 2
+    assert desk.widgets.progress.value.startswith('<span aria-live="polite">2 of ')
     if decision == "class":
-        assert [row.label for row in panel.review.corrections.rows] == ["7", "7"]
+        assert [row.label for row in desk.corrections.rows] == ["7", "7"]
 
 
-def test_a_decision_is_on_disk_before_the_next_picture_shows(panel, monkeypatch):
-    on_disk, show, path = [], panel.show, panel.review.corrections.path
-    monkeypatch.setattr(panel, "show", lambda: (on_disk.append(path.read_text().count("\n")), show()))
-    press(panel, "k")
-    press(panel, "d")
+def test_a_decision_is_on_disk_before_the_next_picture_shows(desk, monkeypatch):
+    assert desk.widgets.page.cards
+    on_disk, show, path = [], desk.show, desk.corrections.path
+    monkeypatch.setattr(desk, "show", lambda: (on_disk.append(path.read_text().count("\n")), show()))
+    press(desk, "k")
+    press(desk, "d")
     assert on_disk == [2, 3]
 
 
-def test_a_key_for_an_earlier_picture_decides_nothing(panel):
-    first = panel.page.row
-    press(panel, "k")
+def test_a_key_for_an_earlier_picture_decides_nothing(desk):
+    first = desk.widgets.page.row
+    press(desk, "k")
     for key in ("k", "3"):
-        press(panel, key, row=first)
+        press(desk, key, row=first)
     for key in ("x", "apply now", "go", None):  # no key means these
-        press(panel, key)
-    assert decided(panel) == ["keep"]
-    press(panel, "u", row=first)  # undo needs no picture
-    assert decided(panel) == [] and panel.page.row == first
+        press(desk, key)
+    assert decided(desk) == ["keep"]
+    press(desk, "u", row=first)  # undo needs no picture
+    assert decided(desk) == [] and desk.widgets.page.row == first
 
 
-def test_moving_turns_pages_and_keeps_within_them(panel):
-    rows = panel.review.queue.rows
+def test_moving_turns_pages_and_keeps_within_them(desk):
+    rows = desk.queue.rows
     for key, place in [("arrowleft", 0), ("arrowright", 1), ("arrowdown", 11), ("arrowup", 1), ("arrowup", 0)]:
-        press(panel, key)
-        assert panel.page.row == rows[place] and panel.page.place == place % 10, key
+        press(desk, key)
+        assert desk.widgets.page.row == rows[place] and desk.widgets.page.place == place % 10, key
     for _ in range(20):
-        press(panel, "arrowdown")
-    assert panel.page.row == rows[-1] and re.fullmatch(r"page (\d+) of \1", panel.html["pages"].value)
-    assert decided(panel) == []
+        press(desk, "arrowdown")
+    assert desk.widgets.page.row == rows[-1] and re.fullmatch(r"page (\d+) of \1", desk.widgets.pages.value)
+    assert decided(desk) == []
 
 
-def test_a_card_is_gone_to_and_marked_once_decided(panel):
-    panel.receive({"go": 4, "row": panel.page.row})
-    assert panel.page.place == 4 and panel.page.row == panel.review.queue.rows[4]
-    cards = panel.page.cards
-    press(panel, "n")
-    assert panel.html["similar-box"].value.count("<figure>") == 8
-    press(panel, "d")
-    assert panel.page.marks[4] == "dropped" and panel.page.marks[3] == "" and panel.page.place == 5
-    assert panel.page.cards is cards  # the page's pictures are not made again
-    assert panel.html["similar-box"].value == ""
+def test_a_card_is_gone_to_and_marked_once_decided(desk):
+    desk.receive({"go": 4, "row": desk.widgets.page.row})
+    assert desk.widgets.page.place == 4 and desk.widgets.page.row == desk.queue.rows[4]
+    cards = desk.widgets.page.cards
+    press(desk, "n")
+    assert desk.widgets.similar.value.count("<figure>") == 8
+    press(desk, "d")
+    assert desk.widgets.page.marks[4] == "dropped" and desk.widgets.page.marks[3] == "" and desk.widgets.page.place == 5
+    assert desk.widgets.page.cards is cards  # the page's pictures are not made again
+    assert desk.widgets.similar.value == ""
 
 
-def test_filters_choose_and_count(panel):
-    filters, queue = panel.filters, panel.review.queue
+def test_filters_choose_and_count(desk):
+    filters, queue = desk.widgets.filters, desk.queue
     text, pair = filters["pair"].options[1]
     filters["pair"].value = pair
     assert f"({queue.total})" in text
     filters["detector"].value = "knn"
-    assert filters["pair"].value == () and panel.review.detector == "knn"
+    assert filters["pair"].value == () and desk.detector == "knn"
     total, ends = queue.total, (filters["range"].min, filters["range"].max)
-    filters["range"].value = (ends[0], float(np.median(panel.review.suspects.score[queue.rows])))
+    filters["range"].value = (ends[0], float(np.median(desk.suspects.score[queue.rows])))
     assert 0 < queue.total < total
     filters["range"].value = ends
     filters["only_flagged"].value = False
     assert queue.total == 200
-    press(panel, "k")
+    press(desk, "k")
     filters["state"].value = "skipped"
-    assert panel.page.row == -1 and panel.page.cards == [] and "No suspect fits" in panel.html["facts-box"].value
-    press(panel, "k")
-    assert 'role="alert"' in panel.html["status"].value and "nothing to decide" in panel.html["status"].value
+    assert (
+        desk.widgets.page.row == -1 and desk.widgets.page.cards == [] and "No suspect fits" in desk.widgets.facts.value
+    )
+    press(desk, "k")
+    assert 'role="alert"' in desk.widgets.status.value and "nothing to decide" in desk.widgets.status.value
 
 
-def test_apply_and_train_show_what_came_of_it(panel, tmp_path):
+def test_apply_and_train_show_what_came_of_it(desk, tmp_path):
     for key in ["s"] * 25 + ["d"]:
-        press(panel, key)
-    panel.buttons["apply"].click()
-    assert "25 changed, 1 dropped" in panel.html["status"].value and (tmp_path / "mended.csv").exists()
-    panel.buttons["train"].click()
-    assert "estimated share of wrong labels" in panel.html["result"].value
-    noise = panel.review.train().loc["estimated share of wrong labels, confident joint"]
+        press(desk, key)
+    desk.widgets.buttons["apply"].click()
+    assert "25 changed, 1 dropped" in desk.widgets.status.value and (tmp_path / "mended.csv").exists()
+    desk.widgets.buttons["train"].click()
+    assert "estimated share of wrong labels" in desk.widgets.result.value
+    noise = desk.train().loc["estimated share of wrong labels, confident joint"]
     assert noise["after"] < noise["before"] - 5
 
 
@@ -234,8 +232,8 @@ def test_of_many_suspects_only_a_page_of_pictures_is_made(tmp_path, monkeypatch)
     pictures, thumbnails = [], exports.thumbnails
     monkeypatch.setattr(exports, "thumbnails", lambda images, rows, side: (
         pictures.append(len(rows)), thumbnails(images, rows, side))[1])  # fmt: skip
-    panel = review.Review(made(100_000, [f"class {i}" for i in range(10)]), runs.Run(tmp_path)).panel
-    assert sorted(pictures) == [1, 24]
+    desk = review.Review(made(100_000, [f"class {i}" for i in range(10)]), runs.Run(tmp_path))
+    assert len(desk.widgets.page.cards) == 24 and sorted(pictures) == [1, 24]
     for _ in range(5):
-        panel.act("suggest")
-    assert sorted(pictures) == [1] * 6 + [24] and panel.review.queue.progress() == "5 of 100,000, 5 changed"
+        desk.act("suggest")
+    assert sorted(pictures) == [1] * 6 + [24] and desk.queue.progress() == "5 of 100,000, 5 changed"
