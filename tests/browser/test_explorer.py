@@ -45,15 +45,18 @@ def test_a_lasso_fills_the_gallery_with_exactly_those(lab, tmp_path):
     assert 60 < len(expected) < 195  # more than a page
     corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom), (left, top + 2)])
     path = [a + (b - a) * step / 8 for a, b in zip(corners, corners[1:], strict=False) for step in range(9)]
-    mouse = ActionChains(page.browser, duration=40)
-    for number, point in enumerate(path):
-        mouse.move_to_element_with_offset(canvas, *map(int, np.round(point)))
-        if number == 0:
-            mouse.click_and_hold()
-    mouse.release().perform()
-    page.until(
-        lambda: page.text(".ptglab-heading-box").startswith(f"{len(expected)} selected"), "a selection of them all"
-    )
+
+    def lassoed() -> bool:
+        """Draw the lasso; return whether all of them are selected. It is drawn again if there were no points yet."""
+        mouse = ActionChains(page.browser, duration=40)
+        for number, point in enumerate(path):
+            mouse.move_to_element_with_offset(canvas, *map(int, np.round(point)))
+            if number == 0:
+                mouse.click_and_hold()
+        mouse.release().perform()
+        return page.text(".ptglab-heading-box").startswith(f"{len(expected)} selected")
+
+    page.until(lassoed, "a selection of all points inside")
     seen = rows(page)
     while len(seen) < len(expected):
         before = rows(page)
@@ -62,11 +65,7 @@ def test_a_lasso_fills_the_gallery_with_exactly_those(lab, tmp_path):
         seen += rows(page)
     assert seen == expected
     page.shoot("lasso")
-    page.click(".ptglab-by button:last-child")
-    page.until(lambda: "not flagged" in page.text(".ptglab-explorer .ptglab-legend"), "flags")
-    page.script("arguments[0].scrollIntoView({block: 'center'})", canvas)
-    page.shoot("flags")
-    page.click(".ptglab-by button:nth-child(3)")
-    page.until(lambda: "suspicious" in page.text(".ptglab-explorer .ptglab-side"), "scores")
-    page.script("document.body.dataset.jpThemeLight; arguments[0].scrollIntoView({block: 'center'})", canvas)
-    page.shoot("scores")
+    for colour, word in [("3", "suspicious"), ("4", "not flagged")]:
+        page.click(f".ptglab-by button:nth-child({colour})")
+        page.until(lambda word=word: word in page.text(".ptglab-legend-box"), word)
+        page.shoot(f"colour{colour}")
