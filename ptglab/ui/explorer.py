@@ -123,14 +123,19 @@ class Explorer:
 
     def compute(self) -> None:
         """Compute what is missing of the current choice, nothing else, and show it. Raises InputError if it fails."""
-        choice = self.choice
+        choice, time = self.choice, self._time()
         try:
             for done, whole, event in self.stored.compute(choice):
-                self.note = f"{done} of {whole} done, {event.state} {event.cell.name}"
+                self.note = f"{done} of {whole} done{time}; {event.state} {event.cell.name}"
                 self._refresh("status", progress=done / whole)
         finally:
             self.note = ""
         self.choose(**(choice if choice == self.choice else {}))
+
+    def _time(self) -> str:
+        """Return in words how long what is missing will take; "" if that is unknown."""
+        seconds = self.stored.seconds(**self.choice)
+        return f", about {seconds:.0f} s" if seconds == seconds else ""
 
     def caption(self, row: int) -> str:
         """Return what is known of a row in words."""
@@ -189,9 +194,7 @@ class Explorer:
         if self.note:
             return summary + self.note
         if self.missing:
-            seconds = self.stored.seconds(**self.choice)
-            time = f", about {seconds:.0f} s" if seconds == seconds else ""
-            return f"{summary}not stored; {len(self.missing)} to execute{time}. Below: what was shown before"
+            return f"{summary}not stored; {len(self.missing)} to execute{self._time()}. Below: what was shown before"
         summary += f"{self.suspects.flagged.sum():,} of {len(self.images):,} labels flagged by {self.detector}"
         if self.truth is not None:
             scores = metrics.detection(self.suspects, self.images.labels_given != self.truth)
