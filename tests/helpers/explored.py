@@ -14,7 +14,7 @@ from ptglab.detect import label_errors
 from ptglab.lab import runs, spec, sweeps
 from ptglab.ui import explorer, stored
 
-RATE, KIND = 0.4, "uniform"
+RATE, KIND, FAILS = 0.4, "uniform", 0.8  # a cell of the last rate fails
 CHOICE = {"init": "simclr", "noise_kind": KIND, "noise_rate": RATE}
 
 
@@ -38,8 +38,7 @@ def images() -> data.ImageSet:
 @pytest.fixture
 def opened(tmp_path, images) -> explorer.Explorer:
     found, truth = found_in(tmp_path / "one", images)
-    plane = np.column_stack([truth, np.arange(len(truth))]).astype(np.float32)
-    return explorer.Explorer(found, plane, truth)
+    return explorer.Explorer(found, np.column_stack([truth, np.arange(len(truth))]), truth)
 
 
 def shown(html: str) -> list[int]:
@@ -49,34 +48,40 @@ def shown(html: str) -> list[int]:
     return rows
 
 
+def execute(cell, out, images) -> None:
+    """Leave what the cell of an experiment leaves; of one of a pre-training, only that it has finished."""
+    folder, p = out / cell.name, cell.parameters
+    folder.mkdir(parents=True, exist_ok=True)
+    if "noise_rate" in p:
+        found_in(folder, images, p["noise_kind"], p["noise_rate"])
+        row = {"dataset": "digits", "n_train": 150, "backbone": "b", "init": p["init"], "mode": p["mode"], "seed": 0,
+               "recipe": "plain", "noise": p["noise_kind"], "noise_rate": p["noise_rate"], "loss": "ce",
+               "accuracy_last": 1 - p["noise_rate"]}  # fmt: skip
+        runs.Run(folder).save_results([row])
+        table = {"epoch": [1, 2], "accuracy_test": [0.5, 1 - p["noise_rate"]]}
+        pd.DataFrame(table | {"learned_right": 0.9, "learned_wrong": 0.1}).to_csv(folder / "curves.csv")
+    (folder / "notebook.ipynb").write_text("{}")
+
+
 @pytest.fixture
 def swept(tmp_path, images, monkeypatch):
-    """A sweep of which one experiment is stored, and the names of the cells that are executed from then on."""
+    """(An explorer of a sweep of which one experiment is stored, the names of the cells executed from then on)."""
     executed = []
 
-    def execute(cell, out, jobs, stopped) -> tuple[float, str, str]:
-        executed.append(cell.name)
-        folder, p = out / cell.name, cell.parameters
-        folder.mkdir(parents=True, exist_ok=True)
-        if "noise_rate" in p:
-            if p["noise_rate"] == 0.8:
-                return 0.0, "InputError: made to fail", ""
-            found_in(folder, images, p["noise_kind"], p["noise_rate"])
-            row = {"dataset": "digits", "n_train": 150, "backbone": "b", "init": p["init"], "mode": p["mode"],
-                   "seed": 0, "recipe": "plain", "noise": p["noise_kind"], "noise_rate": p["noise_rate"], "loss": "ce",
-                   "accuracy_last": 1 - p["noise_rate"]}  # fmt: skip
-            runs.Run(folder).save_results([row])
-            table = {"epoch": [1, 2], "accuracy_test": [0.5, 1 - p["noise_rate"]]}
-            pd.DataFrame(table | {"learned_right": 0.9, "learned_wrong": 0.1}).to_csv(folder / "curves.csv")
-        (folder / "notebook.ipynb").write_text("{}")
-        return 0.1, "", ""
+    def run(cells, out, jobs, gathered):
+        assert [cell.name for cell in gathered] == [cell.name for cell in spec.plan(plan)]
+        for cell in cells:
+            yield sweeps.Event(cell, "started")
+            executed.append(cell.name)
+            if cell.parameters.get("noise_rate") == FAILS:
+                yield sweeps.Event(cell, "failed", error="InputError: made to fail")
+            else:
+                execute(cell, out, images)
+                yield sweeps.Event(cell, "finished", 0.1)
 
-    monkeypatch.setattr(sweeps, "execute", execute)
+    monkeypatch.setattr(sweeps, "run", run)
     plan = spec.read("explore", {"subset": "150"})
     store = stored.Stored(plan, tmp_path / "sweep")
-    ended = [event.state for *_, event in store.compute(CHOICE) if event.state != "started"]
-    assert ended == ["finished"] * 2
-    assert set(executed) <= {cell.name for cell in spec.plan(plan)}
+    assert [event.state for *_, event in store.compute(CHOICE)] == ["started", "finished"] * 2
     executed.clear()
-    found = store.read(**CHOICE)
-    return explorer.Explorer(found, np.zeros((150, 2)), images.labels_given, store, CHOICE), executed
+    return explorer.Explorer(store.read(**CHOICE), np.zeros((150, 2)), images.labels_given, store, CHOICE), executed

@@ -8,7 +8,6 @@ function card(content, place, send) {
   const picture = document.createElement("img");
   picture.src = content.picture;
   picture.alt = content.alt;
-  picture.classList.toggle("ptglab-crisp", content.crisp);
   const labels = document.createElement("span");
   labels.textContent = content.text;
   const mark = document.createElement("span");
