@@ -24,7 +24,7 @@ def auxiliary(
     positives, the N given labels, of which a share r is wrong, are unlabelled. If the network's odds planted : given
     are o, a label is wrong with probability r o (Elkan & Noto 2008, section 2); r is 1 / o at the typical planted
     flip, where every label is wrong. Flagged above one half. The score is 1 less that probability, plus a thousandth
-    of the network's own doubt, which ranks labels that are equally sure.
+    of the network's own probability of a given label, which ranks labels that are equally sure.
     """
     views, joint = views_of(labels, probs, features, neighbours)
     score = judge(np.arange(len(labels)), labels, views, *fit_planted(labels, views, joint, seed))

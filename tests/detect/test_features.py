@@ -79,42 +79,6 @@ def gaussians(rate: float, seed: int, n: int = 1500, k: int = 3, d: int = 5):
     return labels, features.astype(np.float32), true, np.stack(logs, 1)
 
 
-def fitted_to(labels: np.ndarray, features: np.ndarray, k: int) -> np.ndarray:
-    """Return log densities [N, K] under the mean and covariance of the rows of each label."""
-    rows = [features[labels == j].astype(np.float64) for j in range(k)]
-    return np.stack([multivariate_normal(x.mean(0), np.cov(x.T)).logpdf(features) for x in rows], 1)
-
-
-def same_order(logs: np.ndarray, expected: np.ndarray) -> float:
-    """Return the share of rows for which all classes come in the same order."""
-    return float((logs.argsort(1) == expected.argsort(1)).all(1).mean())
-
-
-def error(logs: np.ndarray, expected: np.ndarray) -> float:
-    """Return the mean absolute error of the logs' differences between classes, relative to their mean size."""
-    logs, expected = (x - x.mean(1, keepdims=True) for x in (logs, expected))
-    return float(np.abs(logs - expected).mean() / np.abs(expected).mean())
-
-
-@pytest.mark.parametrize("rate", [0.0, 0.3])
-@pytest.mark.parametrize("seed", range(3))
-def test_log_likelihoods_are_those_that_rows_were_drawn_from(monkeypatch, seed, rate):
-    """With every direction kept: the classes of a row come in about the order they do for who knows the true labels.
-
-    Three labels in ten wrong make no difference, which they do to a plain fit.
-    """
-    monkeypatch.setattr(feature_detectors, "VARIANCE", 1.0)
-    labels, features, true, expected = gaussians(rate, seed)
-    logs = log_likelihoods(labels, features, 3)
-    assert logs.dtype == np.float32 and logs.shape == (1500, 3)
-    plain, oracle = (fitted_to(given, features, 3) for given in (labels, true))
-    assert (logs.argmax(1) == expected.argmax(1)).mean() > 0.99
-    assert same_order(logs, expected) > same_order(oracle, expected) - 0.05
-    assert error(logs, expected) < 0.25
-    if rate:
-        assert same_order(plain, expected) < 0.7 and error(plain, expected) > 0.8
-
-
 def literal_densities(labels: np.ndarray, x: np.ndarray, k: int, fits: int) -> np.ndarray:
     """Fit a normal to each class, each row weighted by its likelihood; covariances shrink to the pooled one."""
     n, d = x.shape

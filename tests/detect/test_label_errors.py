@@ -261,14 +261,6 @@ def test_a_suggestion_for_a_flagged_label_is_the_best_other_class(name):
     np.testing.assert_array_equal(suspects.suggested[rest], belief.argmax(1)[rest])
 
 
-def test_a_flagged_label_that_is_the_most_probable_class_is_not_suggested_again():
-    """One row is unsure where its class is sure: less than half the class's mean, though still its largest."""
-    labels, probs = np.zeros(10, int), np.tile([0.9, 0.05, 0.05], (10, 1))
-    probs[3] = [0.38, 0.28, 0.34]
-    suspects = detect("confidence", labels, probs=probs)
-    assert list(np.flatnonzero(suspects.flagged)) == [3] and suspects.suggested[3] == 2
-
-
 @every_detector
 def test_order_of_rows_does_not_matter(name):
     """Rows shuffled, results shuffled alike; those that learn draw by position, so only their ranking stays."""

@@ -40,16 +40,8 @@ def test_nearest_is_scikit_learns(monkeypatch, tmp_path, k, m, elements):
     assert similarity.dtype == np.float32 and index.dtype == np.int64
     np.testing.assert_array_equal(index, expected_index)
     np.testing.assert_allclose(similarity, expected_similarity, atol=1e-5)
-
-
-def test_nearest_takes_tensors_and_ignores_length():
-    features = data(60)
-    expected = neighbours.nearest(features, 4)
-    lengths = np.random.default_rng(0).uniform(0.1, 9, (60, 1)).astype(np.float32)
-    for same in (torch.as_tensor(features), features * lengths, features.astype(np.float64)):
-        similarity, index = neighbours.nearest(same, 4)
-        np.testing.assert_array_equal(index, expected[1])
-        np.testing.assert_allclose(similarity, expected[0], atol=1e-6)
+    for same in (torch.tensor(features), features.astype(np.float64) * np.arange(1, 204)[:, None]):  # of any length
+        np.testing.assert_array_equal(neighbours.nearest(same, k, bank)[1], index)
 
 
 def test_a_row_is_its_own_neighbour_only_in_a_bank():
