@@ -42,9 +42,9 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 	@echo "==> notebooks, the longest ones on smaller networks, in runs/nbval"
 	$(call copied)
-	$(call smaller,second,00_quickstart) -p noise_seeds 2
+	$(call smaller,second,00_quickstart) -p noise_seeds 2 -p epochs 15 -p epochs_finetune 15
 	$(call smaller,first,02_pretrain)
-	$(call smaller,first,03_finetune)
+	$(call smaller,first,03_finetune) -r rates 0.6
 	$(call smaller,first,04_label_errors)
 	$(call smaller,first,11_downstream)
 	$(MAKE) --no-print-directory -j2 nbval-first nbval-second
