@@ -1,5 +1,6 @@
 # make demo      the whole story on embedded digits, in a few minutes
-# make test      every test
+# make test      lint, import rules, unit tests, browser tests and every notebook, in about 12 minutes
+# make test-all  the same, then slow tests, notebooks as they are, and make soak; an hour and a half
 # make bench     ours beside the peers, on the same work in the same run
 # make detection how well wrong labels are found, beside cleanlab; needs CIFAR-10N, see tests/bench/test_detection.py
 # make scale     cost and memory at up to a million images, from shards to suspects; a quarter of an hour, 5 GB of disk
@@ -7,19 +8,19 @@
 # make table     the sweep of the digits, and its table and figures into figures/, in half an hour
 # make soak      every kind of bad input through the whole audit, and twenty kills, in three quarters of an hour
 # make lab       JupyterLab with the notebooks, for this machine and its token only
+# make figures   the demo, and the pictures drawn from it into figures/
 # make audit-dependencies  installed packages against the known vulnerabilities; needs a network
-# make figures   the demo, and the README's pictures and figures from it
 # Each makes .venv by itself and installs again only when pyproject.toml has changed.
 
 PYTHON ?= python3
-# Only this machine reaches JupyterLab, and only who has the token that it draws at each start.
+# JupyterLab is reached from this machine alone, with the token that it draws at each start.
 LAB := --ip=127.0.0.1 --ServerApp.allow_remote_access=False --ServerApp.allow_origin='' --ServerApp.disable_check_xsrf=False
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test nbval-story nbval-others bench detection scale gpu table soak lab figures audit-dependencies
+.PHONY: help demo lint test test-all nbval-first nbval-second bench detection scale gpu table soak lab figures audit-dependencies
 
 help:
-	@sed -n 's/^# //p' Makefile | head -12
+	@sed -n 's/^# //p' Makefile | head -13
 
 .venv/installed: pyproject.toml
 	@echo "==> making .venv and installing ptglab with its notebook and test packages (a few minutes, about 5.5 GB)"
@@ -31,27 +32,45 @@ demo: .venv/installed
 	@echo "==> running notebooks/00_quickstart.ipynb into runs/demo"
 	$(BIN)/ptglab demo
 
-test: .venv/installed
-	@echo "==> lint"
+lint: .venv/installed
+	@echo "==> lint, and the direction of imports"
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+
+test: lint
 	@echo "==> tests"
 	$(BIN)/python -m pytest -n 2 --dist worksteal
-	@echo "==> notebooks, run as they are, in runs/nbval"
-	rm -rf runs/nbval
-	$(MAKE) --no-print-directory -j2 nbval-story nbval-others
+	@echo "==> notebooks, the longest ones on smaller networks, in runs/nbval"
+	$(call copied)
+	$(call smaller,second,00_quickstart) -p noise_seeds 2 -p epochs 15 -p epochs_finetune 15
+	$(call smaller,first,02_pretrain)
+	$(call smaller,first,03_finetune) -r rates 0.6
+	$(call smaller,first,04_label_errors)
+	$(call smaller,first,11_downstream)
+	$(MAKE) --no-print-directory -j2 nbval-first nbval-second
 
-# Notebooks 1 to 4 stand on one another; the others alone. Notebook 8 is a measurement, and the quickstart is the demo.
-nbval-story: .venv/installed
-	mkdir -p runs/nbval/story && cp notebooks/0[1-4]_*.ipynb runs/nbval/story
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval-lax runs/nbval/story
+test-all: test
+	@echo "==> slow tests: faults, kills, random inputs, clusters, peers"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'slow and not bench and not soak'
+	@echo "==> notebooks exactly as they are, in runs/nbval"
+	$(call copied)
+	$(MAKE) --no-print-directory -j2 nbval-first nbval-second
+	$(MAKE) --no-print-directory soak
 
-nbval-others: .venv/installed
-	mkdir -p runs/nbval/others && cp notebooks/0[5679]_*.ipynb notebooks/1*_*.ipynb runs/nbval/others
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval-lax runs/nbval/others
+# Two halves that take about as long. Notebooks 1 to 4 build on one another; the others stand alone.
+copied = rm -rf runs/nbval && mkdir -p runs/nbval/first runs/nbval/second && \
+    cp notebooks/0[1-4]_*.ipynb notebooks/1[12]_*.ipynb runs/nbval/first && \
+    cp notebooks/0[05-9]_*.ipynb notebooks/10_*.ipynb runs/nbval/second
+
+# A notebook with other parameters, not yet executed.
+smaller = $(BIN)/papermill --prepare-only --log-level ERROR notebooks/$(2).ipynb runs/nbval/$(1)/$(2).ipynb -p width 8
+
+nbval-first nbval-second: nbval-%: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval-lax runs/nbval/$*
 
 bench: .venv/installed
 	@echo "==> ours beside the peers, into runs/bench"
-	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m pytest -m bench --benchmark-columns=min,median,max tests/bench/test_bench.py
+	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m pytest -m bench tests/bench/test_bench.py
 
 detection: .venv/installed
 	@echo "==> detectors beside cleanlab, into runs/detection"
@@ -63,7 +82,7 @@ scale: .venv/installed
 
 gpu: .venv/installed
 	@echo "==> tests of CUDA, then pre-training at full size, into runs/gpu"
-	$(BIN)/python -m pytest -m gpu tests/test_cuda.py
+	$(BIN)/python -m pytest -m gpu tests/train/test_cuda.py
 	$(BIN)/python -m pytest -m 'bench and gpu' tests/bench/test_gpu.py
 
 table: .venv/installed

@@ -1,4 +1,4 @@
-"""Small inputs the tests share."""
+"""Fixtures that every folder of tests shares: small image sets, a place to compute, a cache of its own."""
 
 import contextlib
 import os
@@ -18,22 +18,23 @@ with contextlib.suppress(ModuleNotFoundError):  # tests of CUDA also run where t
 
 @pytest.fixture(scope="session", autouse=True)
 def caches(tmp_path_factory) -> None:
-    """What tests cache is left in no home, also by the processes they start."""
+    """Keep the caches of tests, and of the processes they start, out of the home folder."""
     os.environ["PTGLAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
 def digits() -> data.ImageSet:
-    """The embedded digits, 1,437 training images."""
+    """Return the embedded digits, 1,437 training images."""
     return data.load("digits")
 
 
 @pytest.fixture(scope="session")
 def few(digits) -> data.ImageSet:
-    """256 digits, for what only has to run."""
+    """Return 256 of the digits, for tests of what only has to run."""
     return digits.subset(256, seed=0)
 
 
 @pytest.fixture
 def cpu() -> engine.Place:
+    """Return the CPU as the place to compute."""
     return engine.place("cpu")

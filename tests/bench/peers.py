@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import cache, partial
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -14,15 +15,12 @@ EPOCHS = 800  # of the run an epoch is taken from: long enough to be compiled
 
 def random_images(n: int, size: int = 32, channels: int = 3, seed: int = 0) -> Tensor:
     """Return uint8 noise [n, channels, size, size]: what is in an image changes no time."""
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=draws)
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=rng)
 
 
 class TwoViews(Dataset):
-    """Two views of each image, one at a time, as a loader's workers make them; `as_pil` for peers that want it.
-
-    The second view is made by `second`, if that is another one.
-    """
+    """Two views of each image, made one at a time by `transform` and `second`, or by a peer that takes PIL images."""
 
     def __init__(self, images: Tensor, transform: Callable, second: Callable | None = None, as_pil: bool = False):
         self.images, self.transform, self.second, self.as_pil = images, transform, second or transform, as_pil
@@ -31,20 +29,13 @@ class TwoViews(Dataset):
         return len(self.images)
 
     def __getitem__(self, i: int) -> list[Tensor]:
-        image = self.images[i]
         if self.as_pil:
-            from PIL import Image
-
-            image = Image.fromarray(image.permute(1, 2, 0).numpy())
-            return self.transform(image)
-        return [self.transform(image), self.second(image)]
+            return self.transform(Image.fromarray(self.images[i].permute(1, 2, 0).numpy()))
+        return [self.transform(self.images[i]), self.second(self.images[i])]
 
 
 def loader(dataset: Dataset, batch_size: int) -> DataLoader:
-    """Return a loader with a worker a core, which live on between epochs.
-
-    Beside a GPU workers are not forked: one that inherits the threads of a process that computed may never end.
-    """
+    """Return a loader with a worker per core, kept between epochs; beside a GPU they are spawned: forks may hang."""
     on_gpu = torch.cuda.is_available()
     return DataLoader(dataset, batch_size, shuffle=True, drop_last=True, num_workers=engine.threads(),
                       persistent_workers=True, pin_memory=on_gpu,
@@ -84,7 +75,7 @@ def kornia_views(size: int) -> Callable[[Tensor], Tensor]:
 
 
 def run_epoch(*options) -> None:
-    """Run `epoch(*options)` once; in a process of its own, this is what it is asked for."""
+    """Train one epoch; a function of the module, so that a process of its own can be asked for it."""
     epoch(*options)()
 
 

@@ -1,12 +1,10 @@
-"""How well wrong labels are found, beside cleanlab: `make detection`. Keeps and prints what it measured.
+"""How well wrong labels are found, beside cleanlab: `make detection`. Prints and keeps what it measures.
 
-Takes 5,000 images of CIFAR-10 with people's labels: torchvision's copy with the label file of CIFAR-10N in PTGLAB_DATA,
+Takes 5,000 images of CIFAR-10 with human labels: torchvision's copy with the label file of CIFAR-10N in PTGLAB_DATA,
 or a parquet file that PTGLAB_CIFAR10N names. Leaves runs/detection.
 """
 
-import csv
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +12,14 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import nn
 
-from ptglab import cli, data
+from ptglab import data, files
 from ptglab.data import noise
 from ptglab.detect import label_errors
 from ptglab.errors import InputError
-from ptglab.lab import figures, metrics, runs
+from ptglab.lab import figures, metrics, notebooks, runs
 from ptglab.train import backbones, engine, finetune, predict
 
 OUT = Path("runs/detection")
@@ -29,45 +28,41 @@ NUMBER, SEEDS = 5000, 3
 KINDS = [("uniform", r) for r in (0.05, 0.1, 0.2, 0.4, 0.6)] + [("asymmetric", r) for r in (0.05, 0.1, 0.2, 0.4, 0.6)]
 KINDS += [("instance", r) for r in (0.1, 0.2, 0.4, 0.6)]
 MEASURES = ["f1", "balanced_accuracy", "average_precision"]
+pytestmark = [pytest.mark.bench, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")
 def photos() -> Path:
-    """5,000 photographs as a folder of PNG files, with a CSV of true and people's labels."""
-    source = os.environ.get("PTGLAB_CIFAR10N", "cifar10")
+    """5,000 photographs as a folder of PNG files, with a CSV of true and human labels."""
     folder = OUT / "photos"
     if (folder / "labels.csv").exists():
         return folder
     try:
+        source = os.environ.get("PTGLAB_CIFAR10N", "cifar10")
         columns = {name: data.load(source, labels=name).subset(NUMBER, seed=0) for name in HUMAN}
     except InputError as error:
         pytest.skip(f"CIFAR-10N is not here: {error}")
-    from PIL import Image
-
     (folder / "images").mkdir(parents=True, exist_ok=True)
     first = columns[HUMAN[0]]
-    names = np.array(first.class_names)
     for id, image in zip(first.ids, first.images, strict=True):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / "images" / f"{id}.png")
-    with open(folder / "labels.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "label", *HUMAN])
-        given = [names[s.labels_given] for s in columns.values()]
-        rows = zip(first.ids, names[first.labels_true], *given, strict=True)
-        writer.writerows([f"images/{id}.png", *labels] for id, *labels in rows)
+    names = np.array(first.class_names)
+    table = {"id": [f"images/{id}.png" for id in first.ids], "label": names[first.labels_true]}
+    given = {name: names[image_set.labels_given] for name, image_set in columns.items()}
+    files.write_csv(folder / "labels.csv", pd.DataFrame(table | given))
     return folder
 
 
-def audited(photos: Path, column: str, method: str = "auto") -> runs.Run:
-    """The audit, quick, of one column, from nothing."""
-    out, notebook = OUT / (column if method == "auto" else f"{column}_{method}"), "06_audit_your_images"
-    given = [f"dataset={photos}", f"labels={column}", f"run_dir={out}", "start=scratch", f"method={method}"]
-    cli._execute(notebook, out / "report.ipynb", cli._values(notebook, given))
+def audited(photos: Path, column: str) -> runs.Run:
+    """Return the run of a quick audit of one column, started from nothing."""
+    out = OUT / column
+    values = {"dataset": str(photos), "labels": column, "run_dir": str(out), "start": "scratch"}
+    notebooks.execute("06_audit_your_images", out / "report.ipynb", values)
     return runs.Run(out)
 
 
 def cleanlabs(x: np.ndarray, given: np.ndarray) -> dict[str, label_errors.Suspects]:
-    """What cleanlab finds with scikit-learn's logistic regression on `x` [N, D]: its tutorial for images."""
+    """Return what cleanlab finds with scikit-learn's logistic regression on `x` [N, D]: its tutorial for images."""
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_self_confidence_for_each_label
     from sklearn.linear_model import LogisticRegression
@@ -83,86 +78,50 @@ def cleanlabs(x: np.ndarray, given: np.ndarray) -> dict[str, label_errors.Suspec
             for rule in rules}  # fmt: skip
 
 
-@pytest.mark.bench
-@pytest.mark.filterwarnings("ignore")
-def test_people(photos, capsys):
-    """The default detector is within .02 of the best row on each measure and each column of people's labels."""
+def test_human_labels(photos, capsys):
+    """The default detector is within .02 of the best row on each measure and each column of human labels."""
     tables = []
     for column in HUMAN:
         run = audited(photos, column)
         ours = run.results().assign(by="ptglab")
         images = data.load(photos, labels=column)
         wrong = images.labels_given != images.labels_true
-        for features, x in (
-            ("pixels", images.images.flatten(1).numpy() / 255),
-            ("our features", run.stage("features").array("features")),
-        ):
-            rows = [metrics.detection(found, wrong) | {"detector": rule, "by": f"cleanlab, {features}"}
-                    for rule, found in cleanlabs(x, images.labels_given).items()]  # fmt: skip
-            ours = pd.concat([ours, pd.DataFrame(rows)])
-        tables.append(ours.assign(labels=column, effective_rate=wrong.mean()))
+        inputs = {"pixels": images.images.flatten(1).numpy() / 255,
+                  "our features": run.stage("features").array("features")}  # fmt: skip
+        rows = [metrics.detection(found, wrong) | {"detector": rule, "by": f"cleanlab, {name}"}
+                for name, x in inputs.items() for rule, found in cleanlabs(x, images.labels_given).items()]  # fmt: skip
+        tables.append(pd.concat([ours, pd.DataFrame(rows)]).assign(labels=column, effective_rate=wrong.mean()))
     table = pd.concat(tables)[["labels", "effective_rate", "by", "detector", "precision", "recall", *MEASURES]]
     table = table.assign(n=NUMBER, **runs.stamp())
     table.to_csv(OUT / "human.csv", index=False)
     with capsys.disabled():
-        wide = table.pivot_table(MEASURES, ["by", "detector"], "labels", sort=False)
-        print(f"\n{NUMBER:,} images of CIFAR-10, people's labels, budget quick; kept in {OUT}")
-        print(wide.round(3).to_string())
+        print(table.pivot_table(MEASURES, ["by", "detector"], "labels", sort=False).round(3).to_string())
     best = table.groupby("labels")[MEASURES].max()
     default = table[(table["by"] == "ptglab") & (table["detector"] == "ensemble")].set_index("labels")[MEASURES]
     assert (default >= best - 0.02).all(axis=None), (best - default).round(3).to_string()
 
 
-@pytest.mark.bench
-@pytest.mark.filterwarnings("ignore")
-def test_starts(photos, capsys):
-    """What the quick budget learns from nothing, by patches or a network: the first finds more, in less time."""
-    rows = []
-    for method in ("patches", "simclr", "barlow_twins"):
-        start = time.perf_counter()
-        run = audited(photos, "label_random1", method)
-        row = run.results().set_index("detector").loc["ensemble", MEASURES].to_dict()
-        probs, images = run.stage("probs").array("probs"), data.load(photos, labels="label_random1")
-        row |= {"accuracy_out_of_fold": (probs.argmax(1) == images.labels_true).mean()}
-        rows.append({"method": method, "seconds": time.perf_counter() - start} | row)
-    table = pd.DataFrame(rows).assign(n=NUMBER, labels="label_random1", **runs.stamp())
-    table.to_csv(OUT / "starts.csv", index=False)
-    with capsys.disabled():
-        print(f"\n{NUMBER:,} images of CIFAR-10, label_random1, budget quick, ensemble; kept in {OUT}")
-        print(table.drop(columns=["n", "labels", "commit", "torch_version"]).round(3).to_string(index=False))
-    assert table.loc[0, MEASURES].ge(table.loc[1:, MEASURES].max()).all()
-
-
 def history(features: np.ndarray, given: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
-    """Margins [30, N] of a linear head over its epochs."""
+    """Return the margins [30, N] of a linear head over its epochs."""
     margins, head = np.empty((30, len(given)), np.float32), backbones.head(features.shape[1], num_classes)
-    for _ in finetune.train(nn.Identity(), head, torch.tensor(features), given, mode="linear", epochs=30, seed=seed,
-                            validation=0, history=margins, place=engine.place()):  # fmt: skip
-        pass
+    options = {"mode": "linear", "epochs": 30, "seed": seed, "validation": 0, "place": engine.place()}
+    list(finetune.train(nn.Identity(), head, torch.tensor(features), given, history=margins, **options))
     return margins
 
 
-def draw() -> None:
-    """Draw kinds.csv, and human.csv where it is, as one table of F1."""
-    kinds = pd.read_csv(OUT / "kinds.csv")
-    if (OUT / "human.csv").exists():
-        human = pd.read_csv(OUT / "human.csv").query("by == 'ptglab'")
-        kinds = pd.concat([kinds, human.assign(noise="people", noise_rate=human["effective_rate"])])
+def draw(kinds: pd.DataFrame) -> None:
+    """Draw the F1 of every detector under every kind of noise, named by the share of labels that are wrong."""
     wide = kinds.pivot_table("f1", "detector", ["noise", "noise_rate"], sort=False)
-    rates = kinds.groupby(["noise", "noise_rate"])["effective_rate"].mean()
+    rates = kinds.groupby(["noise", "noise_rate"], sort=False)["effective_rate"].mean()
     figures.style()
     figure = Figure(figsize=(12, 5))
-    ax = figure.add_subplot()
-    firsts = dict((kind, rate) for kind, rate in reversed(wide.columns.tolist()))  # a kind is named once
-    heads = [f"{rates[kind, rate]:.0%}\n{kind * (firsts[kind] == rate)}" for kind, rate in wide.columns]
-    figures.grid(ax, wide.to_numpy(), list(wide.index), heads, "F1 of the flags")
-    ax.set(ylabel="", xlabel="share of labels that are wrong, by the kind of noise")
-    figures.caption(figure, images=f"{NUMBER:,}", dataset="CIFAR-10 (JPEG copy)", draws=SEEDS, people="1 draw",
-                    commit=kinds["commit"].iloc[0])  # fmt: skip
+    heads = [f"{kind}\n{rate:.0%}" for (kind, _), rate in rates.items()]
+    ax = figures.grid(figure.add_subplot(), wide.to_numpy(), list(wide.index), heads, "F1 of the flags")
+    ax.set(ylabel="", xlabel="kind of noise, and share of labels that are wrong")
+    figures.caption(figure, dataset=f"CIFAR-10, {NUMBER:,} images", draws=SEEDS, commit=kinds["commit"].iloc[0])
     figure.savefig(OUT / "kinds.png", dpi=150, bbox_inches="tight")
 
 
-@pytest.mark.bench
 def test_kinds_of_noise(photos, capsys):
     """Every detector on noise of every kind made from true labels, on features of the quick audit; mean F1 of draws."""
     run = audited(photos, HUMAN[0])
@@ -181,7 +140,6 @@ def test_kinds_of_noise(photos, capsys):
     table = pd.DataFrame(rows).assign(n=NUMBER, **runs.stamp())
     table.to_csv(OUT / "kinds.csv", index=False)
     with capsys.disabled():
-        print(f"\nF1 on {NUMBER:,} images of CIFAR-10, mean of {SEEDS} draws; kept in {OUT}")
         print(table.pivot_table("f1", "detector", ["noise", "noise_rate"], sort=False).round(2).to_string())
-    draw()
+    draw(table)
     assert table[MEASURES].notna().all(axis=None)

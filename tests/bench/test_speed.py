@@ -1,28 +1,28 @@
-"""The comparisons are fair: the same work, in turn, the same result; and the figures drawn from them are right."""
+"""The comparisons are fair: the same work, in turn, the same result; and cost is read correctly from a table."""
 
-import time
 import warnings
 
 import numpy as np
-import peers
+import pandas as pd
 import pytest
+import scale
 import speed
-import torch
-from torch import nn
 
-from ptglab.train import backbones, engine
+STAGES = {"cache of pixels": 1.0, "load again": 0.5, "features": 1.0, "neighbours": 1.4, "knn": 1.0,
+          "tables and gallery": 0.9}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", speed.COMPARISONS)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=pytest.mark.slow) if "lightly" in name else name for name in speed.COMPARISONS
+])  # fmt: skip
 def test_ours_and_the_peer_agree(name):
-    """At the smallest size, once: both run, in turn, and what they return differs by no more than is allowed."""
+    """What the two return differs by no more than is allowed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the peers' own
-        comparison = speed.COMPARISONS[name].build(0.001)
+        comparison = speed.COMPARISONS[name].at(0.001)
         measured = speed.measure(comparison, rounds=1)
-    assert 0 <= measured["difference"] <= max(comparison.allowed, 0.01 * (name == "linear_heads"))
+    assert 0 <= measured["difference"] <= max(comparison.allowed, 0.01 * name.startswith("linear_heads"))
     assert measured["ratio"] == pytest.approx(measured["peer"] / measured["ours"])
-    assert min(measured["ours"], measured["peer"]) > 0
 
 
 def test_a_wrong_result_shows():
@@ -38,55 +38,21 @@ def test_a_wrong_result_shows():
     assert comparison.difference(probs, np.roll(probs, 1, axis=2)) > 0.1
 
 
-def test_medians_and_the_range_of_the_ratio():
+def test_rounds_are_in_turn_after_one_unmeasured():
+    called = []
+    comparison = speed.Comparison("", lambda: called.append("ours"), lambda: called.append("peer"))
+    speed.measure(comparison, rounds=2)
+    assert called == ["ours", "peer"] * 3
     found = speed.summary([1.0, 2.0, 4.0], [10.0, 10.0, 12.0])
     assert found == {"ours": 2, "peer": 10, "ratio": 5, "lowest_ratio": 3, "highest_ratio": 10}
 
 
-def test_rounds_are_in_turn_after_one_unmeasured():
-    called = []
-
-    def take(name: str, seconds: float):
-        return lambda: called.append(name) or time.sleep(seconds)
-
-    measured = speed.measure(speed.Comparison("sleep", take("ours", 0.01), take("peer", 0.03)), rounds=2)
-    assert called == ["ours", "peer"] * 3
-    assert measured["ratio"] == pytest.approx(3, rel=0.4)
-
-
-@pytest.mark.parametrize("e", [0.5, 1.0, 2.0])
-def test_exponent_of_a_power_law(e):
-    sizes = np.array([2000, 6000, 20000])
-    assert speed.exponent(sizes, 3e-4 * sizes**e) == pytest.approx(e)
-
-
-@pytest.mark.parametrize("name", speed.COSTS)
-def test_costs_grow_with_their_size(name):
-    """The same function at two sizes; what is timed is the work, not the making of its input."""
-    small, large = {"confident learning": (256, 200_000), "SSL epoch against image size": (8, 24)}.get(
-        name, (256, 1500)
-    )
-    (first, few), (second, many) = speed.cost(name, (small, large))
-    assert (first, second) == (small, large)
-    assert 0 < few < many
-
-
-def test_flops_of_a_network_counted_by_hand():
-    """The stem and a linear map: forward, and backward once for the weights and, past the stem, once for the input."""
-
-    class Small(nn.Sequential):
-        def forward(self, x):
-            return self[1](self[0](x).mean((2, 3)))
-
-    stem = 2 * 5 * 3 * 9 * 8 * 8  # 3 to 5 channels, 3 x 3, on 8 x 8 pixels
-    assert speed.flops(Small(nn.Conv2d(3, 5, 3, padding=1, bias=False), nn.Linear(5, 7)), 8) == 2 * stem + 3 * 2 * 5 * 7
-    resnet = backbones.build("resnet18", 16, peers.random_images(2), 0)
-    assert speed.flops(resnet, 32) == pytest.approx(3 * 2 * 0.556e9 / 16, rel=0.03)  # 0.556 GMAC at a width of 64
-
-
-def test_peak_is_a_rate_no_product_exceeds():
-    place = engine.place("cpu")
-    rate = speed.peak(place, 512, 16)
-    a = torch.rand(512, 512)
-    assert 1e8 < rate < 1e14
-    assert 2 * 512**3 / speed.timed(lambda: [a @ a for _ in range(10)]) * 10 < 1.5 * rate
+def test_exponents_of_known_laws():
+    """Stages that take images^power / 1e4 CPU seconds, features of a sample of the images."""
+    rows = [(n, stage, min(n, 20_000) if stage == "features" else n) for n in (10**4, 10**5, 10**6) for stage in STAGES]
+    frame = pd.DataFrame(rows, columns=["images", "stage", "measured"])
+    frame["precision"] = np.where(frame["stage"] == "knn", 0.9, np.nan)
+    frame["cpu_seconds"] = frame["measured"] ** frame["stage"].map(STAGES) / 1e4
+    found = scale.exponents(frame)
+    assert found[["cache of pixels", "features", "neighbours", "detection"]].tolist() == pytest.approx([1, 1, 1.4, 1])
+    assert scale.curves(frame).loc[10**6, "features"] == pytest.approx(100)  # in proportion to those 20,000
