@@ -54,9 +54,9 @@ def table(image_set: ImageSet, suspects: Suspects) -> pd.DataFrame:
     n = len(image_set)
     if not n == len(suspects.score) == len(suspects.flagged) == len(suspects.suggested):
         raise InputError(f"there are {len(suspects.score)} scores for {n} images: they must be of the same set")
-    order, names = np.argsort(suspects.score, kind="stable"), np.array(image_set.class_names, object)
+    order, names = np.argsort(suspects.score, kind="stable"), _texts(image_set.class_names)
     columns = {"given": names[image_set.labels_given], "suggested": names[suspects.suggested]}
-    columns = {"id": np.array(image_set.ids, object)} | columns | {"score": suspects.score, "flagged": suspects.flagged}
+    columns = {"id": _texts(image_set.ids)} | columns | {"score": suspects.score, "flagged": suspects.flagged}
     return pd.DataFrame(columns).iloc[order]
 
 
@@ -68,12 +68,13 @@ def write_table(path: Path, frame: pd.DataFrame) -> None:
 
 def unreadable(folder: str | Path, image_set: ImageSet) -> None:
     """Write unreadable.csv into `folder`: the id and reason of everything that is not among the images of the set."""
-    write_table(Path(folder) / "unreadable.csv", pd.DataFrame(list(image_set.unreadable), columns=["id", "reason"]))
+    rows = [_texts(pair) for pair in image_set.unreadable]
+    write_table(Path(folder) / "unreadable.csv", pd.DataFrame(rows, columns=["id", "reason"]))
 
 
 def duplicates(folder: str | Path, image_set: ImageSet, pairs: np.ndarray, difference: np.ndarray) -> None:
     """Write duplicates.csv into `folder`, one row per pair; pairs: int64 [P, 2], rows of the set; difference: [P]."""
-    ids, given = np.array(image_set.ids, object), np.array(image_set.class_names, object)[image_set.labels_given]
+    ids, given = _texts(image_set.ids), _texts(image_set.class_names)[image_set.labels_given]
     first, second = pairs.T
     columns = {"id": ids[first], "given": given[first], "other_id": ids[second], "other_given": given[second]}
     write_table(Path(folder) / "duplicates.csv", pd.DataFrame(columns | {"difference": difference}))
@@ -83,8 +84,8 @@ def outliers(folder: str | Path, image_set: ImageSet, score: np.ndarray, flagged
     """Write outliers.csv into `folder`: the flagged images, the lowest `score` first; both [N]."""
     order = np.argsort(score, kind="stable")
     order = order[flagged[order]]
-    names = np.array(image_set.class_names, object)[image_set.labels_given[order]]
-    columns = {"id": np.array(image_set.ids, object)[order], "given": names, "score": score[order]}
+    names = _texts(image_set.class_names)[image_set.labels_given[order]]
+    columns = {"id": _texts(image_set.ids)[order], "given": names, "score": score[order]}
     write_table(Path(folder) / "outliers.csv", pd.DataFrame(columns))
 
 
@@ -205,9 +206,13 @@ def fiftyone(path: str | Path, image_set: ImageSet, suspects: Suspects) -> None:
     frame = table(image_set, suspects).rename(columns={"given": "ground_truth"})
     if not len(image_set.files):
         frame = frame[frame["flagged"]]
-    paths = [str(file) for file in pictures(Path(path).parent, image_set, frame.index)]
-    frame.insert(0, "filepath", np.array(paths, object))
+    frame.insert(0, "filepath", _texts(map(str, pictures(Path(path).parent, image_set, frame.index))))
     write_table(Path(path), frame.drop(columns="id"))
+
+
+def _texts(values: Iterable[str]) -> np.ndarray:
+    """Return the texts, object [N]; bytes of a file name that are not UTF-8 are written as `\\udcff`."""
+    return np.array([value.encode("utf-8", "backslashreplace").decode() for value in values], object)
 
 
 def _xml(value: str) -> str:
