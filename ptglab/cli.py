@@ -5,10 +5,8 @@ What needs torch is imported in the commands that need it: help and mistakes sho
 
 import importlib.metadata
 import json
-import os
 import shutil
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import click
@@ -17,10 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from ptglab import __version__, files, stopping
-from ptglab.errors import InputError, one_of
+from ptglab.errors import InputError
 from ptglab.lab import notebooks
 
-parameters_option = click.option(
+PACKAGES = ["torch", "torchvision", "numpy", "scikit-learn", "papermill", "distributed", "jupyterlab", "ipywidgets",
+            "umap-learn"]  # fmt: skip
+option, folder = click.option, click.Path(path_type=Path)
+parameters_option = option(
     "-p", "--parameter", multiple=True, metavar="NAME=VALUE", help="A notebook parameter; repeatable."
 )
 
@@ -32,13 +33,8 @@ def cli() -> None:
 
 
 @cli.command(epilog="Example: ptglab demo --out runs/demo60 -p noise_rate=0.6")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default="runs/demo",
-    show_default=True,
-    help="The run folder; what is finished there is not run again.",
-)
+@option("--out", type=folder, default="runs/demo", show_default=True, help="The run folder; what is finished there is "
+        "not run again.")  # fmt: skip
 @parameters_option
 def demo(out: Path, parameter: tuple[str, ...]) -> None:
     """Run the whole story on the embedded digits, in about four minutes.
@@ -47,7 +43,7 @@ def demo(out: Path, parameter: tuple[str, ...]) -> None:
     """
     values = notebooks.values("00_quickstart", [*parameter, f"run_dir={out}"])
     notebooks.execute("00_quickstart", out / "notebook.ipynb", values)
-    _print_summary(out)
+    _print_results(out)
     print(f"\nfigures   {out / 'figures'}\nnotebook  {out / 'notebook.ipynb'}\nresults   {out / 'results.csv'}")
 
 
@@ -56,21 +52,21 @@ def demo(out: Path, parameter: tuple[str, ...]) -> None:
     "ptglab audit train.parquet --labels label_worse --out runs/worse"
 )
 @click.argument("source")
-@click.option("--out", type=click.Path(path_type=Path), help="The run folder.  [default: runs/audit/NAME]")
-@click.option("--labels", default="", metavar="COLUMN", help="The column of given labels in a CSV or parquet file.")
-@click.option("--budget", default="quick", show_default=True, metavar="quick|standard|thorough",
-              help="quick: minutes on two cores; standard: longer; thorough: fine-tuned folds, for a GPU.")  # fmt: skip
-@click.option("--image-size", type=int, default=0, metavar="PIXELS",
-              help="Resize to this square.  [default: by the images, 32 to the budget's largest]")  # fmt: skip
-@click.option("--flip/--no-flip", default=True, show_default=True,
-              help="Whether mirrored images mean the same; not so for digits, letters, left and right.")  # fmt: skip
-@click.option("--start", default="auto", show_default=True, metavar="START",
-              help="scratch, imagenet, a file of weights; auto: imagenet if it can be had.")  # fmt: skip
-@click.option("--detector", default="", help="The detector that decides.  [default: the notebook's]")
-@click.option("--flag", default="own", show_default=True, metavar="own|rate|NUMBER",
-              help="Flag by the detector's own threshold, by the estimated rate, or this many labels.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", default="auto", show_default=True)
+@option("--out", type=folder, help="The run folder.  [default: runs/audit/NAME]")
+@option("--labels", default="", metavar="COLUMN", help="The column of given labels in a CSV or parquet file.")
+@option("--budget", default="quick", show_default=True, metavar="quick|standard|thorough",
+        help="quick: minutes on two cores; standard: longer; thorough: fine-tuned folds, for a GPU.")  # fmt: skip
+@option("--image-size", type=int, default=0, metavar="PIXELS",
+        help="Resize to this square.  [default: by the images, 32 to the budget's largest]")  # fmt: skip
+@option("--flip/--no-flip", default=True, show_default=True,
+        help="Whether mirrored images mean the same; not so for digits, letters, left and right.")  # fmt: skip
+@option("--start", default="auto", show_default=True, metavar="START",
+        help="scratch, imagenet, a file of weights; auto: imagenet if it can be had.")  # fmt: skip
+@option("--detector", default="", help="The detector that decides.  [default: the notebook's]")
+@option("--flag", default="own", show_default=True, metavar="own|rate|NUMBER",
+        help="Flag by the detector's own threshold, by the estimated rate, or this many labels.")  # fmt: skip
+@option("--seed", type=int, default=0, show_default=True)
+@option("--device", default="auto", show_default=True)
 @parameters_option
 def audit(source: str, out: Path | None, parameter: tuple[str, ...], **options) -> None:
     """Rank the labels of SOURCE, the most suspicious first, with pictures and files for labelling tools.
@@ -79,26 +75,22 @@ def audit(source: str, out: Path | None, parameter: tuple[str, ...], **options) 
     Leaves suspects.csv, gallery.html, report.ipynb and more; run again, it goes on where it was.
     """
     from ptglab import data
-    from ptglab.audit import stages as audits
+    from ptglab.audit import stages
 
-    one_of("budget", options["budget"], audits.BUDGETS)
-    data.splits(source)  # what is not there is refused before a kernel starts
     out = out or Path("runs", "audit", Path(source).resolve().stem)
     given = [f"{name}={value}" for name, value in options.items() if value != ""]
-    values = notebooks.values("06_audit_your_images", [f"dataset={source}", f"run_dir={out}", *given, *parameter])
-    was_there = out.exists()
-    try:
-        notebooks.execute("06_audit_your_images", out / "report.ipynb", values)
-    except InputError:
-        if not was_there and not (out / "pretrain").exists():  # refused before any work was done
-            shutil.rmtree(out, ignore_errors=True)
-        raise
-    _print_audit(out)
+    values = notebooks.values(stages.NOTEBOOK, [f"dataset={source}", f"run_dir={out}", *given, *parameter])
+    chosen = notebooks.declared_parameters(stages.NOTEBOOK) | values
+    stages.plan(*(chosen[name] for name in ("budget", "detector", "flag")))  # refused before a kernel starts
+    data.splits(chosen["dataset"])
+    with stages.refusal_leaves_nothing(out):
+        notebooks.execute(stages.NOTEBOOK, out / "report.ipynb", values)
+    _print_summary(out)
 
 
 @cli.command(epilog="Example: ptglab run 02_pretrain out.ipynb -p method=barlow_twins -p epochs=60")
 @click.argument("notebook")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=folder)
 @parameters_option
 def run(notebook: str, out: Path, parameter: tuple[str, ...]) -> None:
     """Execute NOTEBOOK (one of ours, as 02_pretrain, or a path) into OUT.
@@ -114,20 +106,13 @@ def run(notebook: str, out: Path, parameter: tuple[str, ...]) -> None:
     "ptglab sweep my.yaml --out runs/mine -p dataset=photos/  |  ptglab sweep cifar10n --dask tcp://head:8786"
 )
 @click.argument("spec")
-@click.option("--out", type=click.Path(path_type=Path), help="Where all of it goes.  [default: runs/NAME]")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="How many cells at a time.")
-@click.option("--dask", default="", metavar="ADDRESS", help="Run on the Dask cluster whose scheduler is there, or in "
-              "this file; a cell takes a GPU=1 where workers declare some.")  # fmt: skip
-@click.option(
-    "--dry-run", is_flag=True, help="Print the cells, what they share and how long it will take; run nothing."
-)
-@click.option(
-    "-p",
-    "--parameter",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="In the place of the sweep's and its grids'; stages keep theirs. Repeatable.",
-)
+@option("--out", type=folder, help="Where all of it goes.  [default: runs/NAME]")
+@option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="How many cells at a time.")
+@option("--dask", default="", metavar="ADDRESS", help="Run on the Dask cluster whose scheduler is there, or in this "
+        "file; a cell takes a GPU=1 where workers declare some.")  # fmt: skip
+@option("--dry-run", is_flag=True, help="Print the cells, what they share and how long it will take; run nothing.")
+@option("-p", "--parameter", multiple=True, metavar="NAME=VALUE",
+        help="In the place of the sweep's and its grids'; stages keep theirs. Repeatable.")  # fmt: skip
 def sweep(spec: str, out: Path | None, jobs: int, dask: str, dry_run: bool, parameter: tuple[str, ...]) -> None:
     """Run the grid of notebook executions that SPEC describes: a YAML file, or one of ours by name.
 
@@ -153,49 +138,24 @@ def sweep(spec: str, out: Path | None, jobs: int, dask: str, dry_run: bool, para
 
 
 @cli.command()
-@click.option("--determinism", is_flag=True, help="Run a tiny pipeline twice, and say whether every bit is the same.")
-@click.option("--device", default="auto", show_default=True, help="Where that pipeline runs: auto, cpu or cuda.")
-def doctor(determinism: bool, device: str) -> None:
-    """Print versions, device, data root, and what is missing.
-
-    With --determinism instead: a line a stage of a tiny pipeline, run in two fresh processes; exit status 1 unless all
-    are identical.
-    """
-    if determinism:
-        import determinism as twice
-
-        same = twice.compare(device=device)
-        for stage, identical in same.items():
-            print(f"{stage:20}  {'identical' if identical else 'not identical'}")
-        sys.exit(not all(same.values()))
+def doctor() -> None:
+    """Print versions, device, data root, and what is missing."""
     from ptglab import data
     from ptglab.lab import runs
     from ptglab.train import engine
 
-    table = Table(box=None, show_header=False, pad_edge=False)
+    table, problems = Table(box=None, show_header=False, pad_edge=False), []
     table.add_row("ptglab", f"{__version__} {runs.commit()}".strip())
     table.add_row("python", f"{sys.version.split()[0]} ({sys.executable})")
-    missing = []
-    for name in (
-        "torch",
-        "torchvision",
-        "numpy",
-        "scikit-learn",
-        "papermill",
-        "distributed",
-        "jupyterlab",
-        "ipywidgets",
-        "umap-learn",
-    ):
+    for name in PACKAGES:
         try:
             table.add_row(name, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             table.add_row(name, "[bold]missing[/]")
-            missing.append(name)
+            problems.append(f"{name}: pip install 'ptglab[lab]'")
     place = engine.place()
     table.add_row("device", f"{runs.hardware(place.device)}, {place.precision}")
     table.add_row("notebooks", ", ".join(notebooks.notebook_names()))
-    problems = [f"{', '.join(missing)}: pip install 'ptglab\\[lab]'"] if missing else []
     try:
         root = data.root()
         found = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
@@ -205,13 +165,10 @@ def doctor(determinism: bool, device: str) -> None:
         problems.append(str(error))
     table.add_row("free disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GB here")
     Console().print(table)
-    for problem in problems:
-        Console().print(f"missing: {problem}")
-    if not problems:
-        print("nothing is missing")
+    print("\n".join(f"missing: {problem}" for problem in problems) or "nothing is missing")
 
 
-def _print_summary(out: Path) -> None:
+def _print_results(out: Path) -> None:
     """Print the results as a table: mean and standard deviation over noise seeds."""
     from ptglab.lab import runs
 
@@ -230,41 +187,30 @@ def _print_summary(out: Path) -> None:
     Console(width=max(118, Console().width)).print(table)
 
 
-def _print_audit(out: Path) -> None:
-    """Print what an audit found, where it lies, and what to do with it."""
-    told = json.loads((out / "summary.json").read_text())
-    console = Console()
+def _print_summary(out: Path) -> None:
+    """Print what an audit found, where the report is, and what to do with it."""
+    summary, console = json.loads((out / "summary.json").read_text()), Console()
     console.print(
-        f"\n[bold]{told['flagged']:,} of {told['images']:,} labels look wrong[/] ({told['detector']}); "
-        f"estimated share of wrong labels {told['rate']:.1%} "
-        f"(all estimates with their 95 % intervals: {told['low']:.1%} to {told['high']:.1%})"
+        f"\n[bold]{summary['flagged']:,} of {summary['images']:,} labels look wrong[/] ({summary['detector']}); "
+        f"estimated share of wrong labels {summary['rate']:.1%} "
+        f"(all estimates with their 95 % intervals: {summary['low']:.1%} to {summary['high']:.1%})"
     )
-    if told["unreadable"]:
-        console.print(f"{told['unreadable']:,} left out, see unreadable.csv")
+    if summary["unreadable"]:
+        console.print(f"{summary['unreadable']:,} left out, see unreadable.csv")
     table = Table("given", "suggested", "labels", title="most frequent", title_justify="left", box=None)
-    for given, suggested, number in told["confusions"][:5]:
+    for given, suggested, number in summary["confusions"][:5]:
         table.add_row(Text(given), Text(suggested), f"{number:,}")
     console.print(table)
     print(f"\nlook at   {out / 'gallery.html'}\nread      {out / 'report.ipynb'}")
     print(f"work with {out / 'suspects.csv'}, label_studio.json, fiftyone.csv, duplicates.csv, outliers.csv")
 
 
-def _called() -> AbstractContextManager[bool]:
-    """Whether this process does what was asked for: the first of those that torchrun starts, which the others help."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return nullcontext(True)
-    from ptglab.train import processes
-
-    return processes.begun_by_torchrun()
-
-
 def main() -> None:
-    """Run the command line; what a person can mend is one line on stderr and exit status 2, a stop one and 130."""
+    """Run the command line; a mistake is one line on stderr and exit status 2, an interruption one line and 130."""
     stopping.catch()
     try:
-        with files.writing("here"), _called() as here:
-            if here:
-                cli(standalone_mode=False)
+        with files.writing("here"):
+            cli(standalone_mode=False)
     except (InputError, click.ClickException) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else error
         print(f"ptglab: {message}", file=sys.stderr)

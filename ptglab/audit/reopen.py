@@ -14,27 +14,32 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ptglab import data
-from ptglab.audit import exports
-from ptglab.audit import stages as audit
+from ptglab import data, files
+from ptglab.audit import exports, stages
 from ptglab.audit.corrections import Corrections
 from ptglab.detect import label_errors, noise_rate
-from ptglab.detect.suspects import Suspects
+from ptglab.detect.suspects import Suspects, check
 from ptglab.errors import InputError
-from ptglab.files import small_enough, write
 from ptglab.lab import runs
 from ptglab.text import unescape_formula
-from ptglab.train import backbones, engine, patches, predict
+from ptglab.train import backbones, patches, predict
 
 MOST_COMPARED = 20_000  # rows up to which detectors that compare every image with every other one are offered
 COLUMNS = ["id", "given", "suggested", "score", "flagged"]
+MEANING = {  # of the shares that `Findings.learn` returns
+    "test": "right about the test images",
+    "right": "out of fold, right about these images",
+    "agree": "out of fold, agrees with their labels",
+    "joint": "estimated share of wrong labels, confident joint",
+    "clusterability": "estimated share of wrong labels, neighbours",
+}
 
 
 class Findings:
-    """What the run folder `folder` found in `images`, an ImageSet with the labels that were judged.
+    """What the run in `folder` found among `images`, an ImageSet with the labels that were judged.
 
-    suspects: those of `detector`, row by row; stored: the arrays that were kept, of probs, float32 [N, K], features,
-    float32 [N, D], history, float32 [E, N]. source: what the images were loaded from.
+    source: what the images were loaded from; suspects: those of `detector`, row by row; stored: the arrays that were
+    kept, out of probs, float32 [N, K], features, float32 [N, D], and history, float32 [E, N].
     """
 
     def __init__(
@@ -51,50 +56,38 @@ class Findings:
     def params(self) -> dict:
         return runs.Run(self.folder).params
 
-    @cached_property
-    def told(self) -> dict:
-        """What summary.json says; nothing where there is none."""
-        with suppress(OSError, ValueError, TypeError):
-            return dict(json.loads((self.folder / "summary.json").read_text(encoding="utf-8")))
-        return {}
-
     @property
     def detectors(self) -> list[str]:
-        """The detectors whose scores can be had from what is stored, the one that decided first."""
-        names = []
-        for name, needs in label_errors.DETECTORS.items():
-            inputs = {*needs.needs, *needs.takes}
-            there = set(needs.needs) <= self.stored.keys() and inputs & self.stored.keys()
-            if there and len(self.images) >= needs.rows and ("features" not in inputs or self._few):
-                names.append(name)
+        """The detectors whose scores can be computed from what is stored, the one that decided first."""
+        names = label_errors.usable(self._inputs, len(self.images))
         return [self.detector, *(name for name in names if name != self.detector)]
 
     @property
-    def _few(self) -> bool:
-        return len(self.images) <= MOST_COMPARED
+    def _inputs(self) -> dict:
+        """What is stored, without features where comparing all of them would take long."""
+        few = len(self.images) <= MOST_COMPARED
+        return {name: array for name, array in self.stored.items() if few or name != "features"}
 
     def suspects(self, detector: str) -> Suspects:
-        """Return what one of `detectors` suspects; computed at the first time, unless it is the one that decided."""
+        """Return what one of `detectors` suspects; it is computed once, the one that decided not at all."""
         if detector not in self._found:
-            seed = self.params.get("seed", 0)
-            given = self.images.labels_given
-            self._found[detector] = label_errors.detect(detector, given, **self.stored, seed=seed)
+            seed, given = self.params.get("seed", 0), self.images.labels_given
+            self._found[detector] = label_errors.detect(detector, given, **self._inputs, seed=seed)
         return self._found[detector]
 
     @property
     def _pixels(self) -> torch.Tensor:
         """The images as the network saw them."""
-        return audit.without_empty_colours(self.images.images) if "budget" in self.params else self.images.images
+        return stages.without_empty_colours(self.images.images) if "budget" in self.params else self.images.images
 
     @cached_property
     def network(self) -> nn.Module | None:
-        """What made the features, or a network that was trained there; None if neither is to be had."""
-        for stage in ("pretrain", "supervised"):
-            if runs.Run(self.folder / stage).weights.exists():
-                return backbones.load(runs.Run(self.folder / stage).weights)[0]
-        if self.told.get("method") == "patches":
-            return patches.learn(self._pixels, self.params.get("seed", 0), engine.place("cpu"))
-        return None
+        """The network that made the features, or one that was trained there; None if there is none."""
+        weights = {name: runs.Run(self.folder / name).weights for name in ("pretrain", "supervised", "features")}
+        stored = next((name for name, path in weights.items() if path.exists()), None)
+        if stored == "features":
+            return patches.load(weights[stored])
+        return backbones.load(weights[stored])[0] if stored else None
 
     @cached_property
     def features(self) -> np.ndarray:
@@ -111,37 +104,34 @@ class Findings:
         if "test" not in data.splits(self.source) or self.network is None:
             return None
         test = data.load(self.source, "test", **_size(self.params))
-        pixels = test.images[:, : self._pixels.shape[1]]
-        return predict.features(self.network, pixels), test.labels_given
+        return predict.features(self.network, test.images[:, : self._pixels.shape[1]]), test.labels_given
 
     def apply(self, corrections: Corrections, run: runs.Run) -> tuple[np.ndarray, np.ndarray]:
         """Write the mended labels into the folder of `run`, and return (labels int64 [N], which rows are kept).
 
-        mended.csv has id and label, without the images that were dropped: beside a folder's images it is what
-        `data.load` takes labels from. The stage `mended` is what notebook 1 leaves, a `data_run` for 2 to 4 unless
-        images were dropped. Nothing else is changed. Raises InputError for corrections of another set.
+        mended.csv has id and label, without the images that were dropped; `data.load` takes labels from it if it lies
+        beside a folder's images. The stage `mended` holds what notebook 1 leaves: a `data_run` for notebooks 2 to 4,
+        unless images were dropped. Nothing else is changed. Raises InputError for corrections of another set.
         """
         images = self.images
         rows = {id: row for row, id in enumerate(images.ids)}
         labels, kept = corrections.applied(rows, images.labels_given, images.class_names)
         ids, names = np.array(images.ids, object)[kept], np.array(images.class_names, object)[labels[kept]]
-        exports.write_csv(run.path / "mended.csv", pd.DataFrame({"id": ids, "label": names}))
+        files.write_csv(run.path / "mended.csv", pd.DataFrame({"id": ids, "label": names}))
+        stage, true = run.stage("mended"), images.labels_true
         arrays = {"labels_given": labels[kept], "ids": ids.astype(str)}
-        if images.labels_true is not None:
-            arrays["labels_true"] = images.labels_true[kept]
-        stage = run.stage("mended")
-        for name, array in arrays.items():
+        for name, array in (arrays | ({} if true is None else {"labels_true": true[kept]})).items():
             stage.save_array(name, array)
         params = {name: self.params.get(name) for name in ("labels", "subset", "seed")} | {"dataset": self.source}
-        write(stage.path / "params.json", lambda path: path.write_text(json.dumps(params, indent=1) + "\n"))
+        files.write_json(stage.path / "params.json", params)
         return labels, kept
 
     def learn(self, labels: np.ndarray, kept: np.ndarray | None = None) -> dict[str, float]:
         """Train linear heads on the features with `labels`, int64 [N], of the rows `kept`, by default all.
 
-        Returns shares: `agree`, of the labels that out-of-fold heads would give; `right`, of those that are the truth,
-        and `test`, of the test images that a head on all rows is right about, where that is known; and how many of the
-        labels are wrong, by each way of noise_rate. Raises InputError if too little is left to learn from.
+        Returns shares: `agree`, of the labels that out-of-fold heads predict; `right`, of the true labels that they
+        predict, and `test`, of the test images that a head on all rows is right about, where those are known; and the
+        noise rate by each of noise_rate.METHODS. Raises InputError if too little is left to learn from.
         """
         kept = np.ones(len(labels), bool) if kept is None else kept
         features, labels = np.asarray(self.features)[kept], labels[kept]
@@ -154,35 +144,24 @@ class Findings:
         if self.test is not None:
             weight, bias = predict.linear_heads(features, labels, classes)
             shares["test"] = ((self.test[0] @ weight[0] + bias[0]).argmax(1) == self.test[1]).mean()
-        for method in noise_rate.METHODS if self._few else ["joint"]:
+        for method in noise_rate.METHODS if len(self.images) <= MOST_COMPARED else ["joint"]:
             shares[method] = noise_rate.estimate(labels, classes, probs, features, method, bootstrap=2).rate
         return {name: float(share) for name, share in shares.items()}
 
 
-MEANING = {
-    "test": "right about the test images",
-    "right": "out of fold, right about these images",
-    "agree": "out of fold, agrees with their labels",
-    "joint": "estimated share of wrong labels, confident joint",
-    "clusterability": "estimated share of wrong labels, neighbours",
-}
-
-
 def compared(before: dict[str, float], after: dict[str, float]) -> pd.DataFrame:
-    """Return what `learn` found on the labels before and after mending, in words, in percent."""
+    """Return what `learn` found with the labels before and after mending, in words, in percent."""
     rows = [(MEANING[name], 100 * before[name], 100 * after[name]) for name in MEANING if name in before]
     return pd.DataFrame(rows, columns=["%", "before", "after"]).set_index("%").round(2)
 
 
-def keep(run: runs.Run, images: data.ImageSet, suspects: Suspects, detector: str, method: str = "", **arrays) -> None:
+def keep(run: runs.Run, images: data.ImageSet, suspects: Suspects, detector: str, **arrays) -> None:
     """Leave in the folder of `run` what `read` opens beside its parameters.
 
-    images: with the labels that were judged; method: how the features were made, if by "patches"; arrays: probs,
-    features or history, see Findings.
+    images: with the labels that were judged; arrays: probs, features or history, see Findings.
     """
-    exports.write_csv(run.path / "suspects.csv", exports.table(images, suspects))
-    told = json.dumps({"detector": detector, "method": method}) + "\n"
-    write(run.path / "summary.json", lambda path: path.write_text(told))
+    exports.write_table(run.path / "suspects.csv", exports.table(images, suspects))
+    files.write_json(run.path / "summary.json", {"detector": detector})
     for name, array in arrays.items():
         run.save_array(name, array)
 
@@ -194,8 +173,7 @@ def read(folder: str | Path, dataset: str = "") -> Findings:
     no such run, if it left no suspects, or if the images or what is stored are not those it was made of.
     """
     run = runs.Run(folder)
-    params = run.params
-    path = run.path / "suspects.csv"
+    params, path = run.params, run.path / "suspects.csv"
     if not path.is_file():
         raise InputError(f"{folder} holds no suspects.csv: audit images, or execute notebook 4, 6 or 9, and give its "
                          "run_dir")  # fmt: skip
@@ -206,17 +184,17 @@ def read(folder: str | Path, dataset: str = "") -> Findings:
     if known.exists() and known.read_text(errors="replace").split()[:1] != [images.fingerprint]:
         raise InputError(f"{folder} was made of other images than are in {source} now: audit them again")
     given, suspects = _table(path, images)
-    images = replace(images, labels_given=given)
-    told = Findings(run.path, source, images, suspects, "", {}).told
     stored = {name: array for name in ("probs", "features", "history") if (array := _stored(run, name)) is not None}
-    label_errors.check(given, **stored)
-    detector = told.get("detector") or params.get("detector", "stored")
-    return Findings(run.path, source, images, suspects, detector, stored)
+    check(given, **stored)
+    detector = params.get("detector", "stored")
+    with suppress(OSError, ValueError, TypeError):  # no summary, or a damaged one
+        detector = dict(json.loads((run.path / "summary.json").read_text(encoding="utf-8"))).get("detector") or detector
+    return Findings(run.path, source, replace(images, labels_given=given), suspects, detector, stored)
 
 
 def _size(params: dict) -> dict:
     """Return how large the images of a run are to be loaded."""
-    budget = audit.BUDGETS.get(params.get("budget"))
+    budget = stages.BUDGETS.get(params.get("budget"))
     return {"image_size": params.get("image_size") or None, "at_most": budget.largest if budget else None}
 
 
@@ -231,22 +209,20 @@ def _stored(run: runs.Run, name: str) -> np.ndarray | None:
 def _table(path: Path, images: data.ImageSet) -> tuple[np.ndarray, Suspects]:
     """Return (given labels int64 [N], suspects) of a suspects.csv, in the order of `images`."""
     try:
-        table = pd.read_csv(small_enough(path), dtype=str, keep_default_na=False)[COLUMNS]
+        table = pd.read_csv(files.small_enough(path), dtype=str, keep_default_na=False)[COLUMNS]
         ids, given, suggested = ([unescape_formula(text) for text in table[name]] for name in COLUMNS[:3])
         score = table["score"].to_numpy(np.float32)
         flagged = np.array([{"True": True, "False": False}[text] for text in table["flagged"]])
-    except (ValueError, KeyError, pd.errors.ParserError) as error:
+    except (ValueError, KeyError) as error:
         raise InputError(f"{path} is no table of suspects ({' '.join(str(error).split())}): audit again") from None
     number = {name: i for i, name in enumerate(images.class_names)}
-    try:
-        columns = [np.array([number[name] for name in names], np.int64) for names in (given, suggested)]
-    except KeyError as error:
-        raise InputError(f"{path} names a class that the images do not have, {error}: audit again") from None
+    if unknown := {*given, *suggested} - number.keys():
+        raise InputError(f"{path} names a class that the images do not have, {min(unknown)!r}: audit again")
     row = {id: i for i, id in enumerate(ids)}
     if len(row) != len(ids) or row.keys() != set(images.ids):
         raise InputError(f"{path} lists other images than there are now: audit them again")
-    order = np.array([row[id] for id in images.ids])
-    given, suggested, score, flagged = (column[order] for column in (*columns, score, flagged))
     if not np.isfinite(score).all():
         raise InputError(f"{path} holds scores that are not finite: audit again")
-    return given, Suspects(score, flagged, suggested)
+    order = np.array([row[id] for id in images.ids])
+    given, suggested = (np.array([number[name] for name in names], np.int64)[order] for names in (given, suggested))
+    return given, Suspects(score[order], flagged[order], suggested)

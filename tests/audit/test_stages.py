@@ -1,3 +1,5 @@
+"""The choices of an audit: budget, start, views, epochs, what is flagged."""
+
 import dataclasses
 
 import numpy as np
@@ -5,19 +7,19 @@ import pytest
 import torch
 from expected import refused
 
-from ptglab.audit import stages as audit
+from ptglab.audit import stages
 from ptglab.detect import label_errors
-from ptglab.detect.label_errors import Suspects
+from ptglab.detect.suspects import Suspects
 from ptglab.errors import InputError
 from ptglab.train import augment, backbones
 
-QUICK = audit.BUDGETS["quick"]
+QUICK = stages.BUDGETS["quick"]
 COLOUR = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 GREY = COLOUR[:, :1]
 
 
 def begin(name: str = "auto", method: str = "auto", images=COLOUR, budget=QUICK, width: int = 4):
-    return audit.start(name, method, budget, "resnet18", width, images, 0)
+    return stages.start(name, method, budget, "resnet18", width, images, 0)
 
 
 @pytest.fixture
@@ -36,44 +38,30 @@ def weights(monkeypatch):
     monkeypatch.setattr(backbones, "imagenet", lambda name, images, weights=None: backbones.build(name, 5, images, 0))
 
 
-def test_plan():
-    assert audit.plan("quick", "ensemble", "own") is QUICK
-    assert audit.plan("thorough", "knn", "25").tuned_epochs > 0
-    refused("unknown budget 'quik'", "did you mean 'quick'", call=audit.plan)("quik", "knn", "own")
-    refused("unknown detector", "did you mean 'ensemble'", call=audit.plan)("quick", "ensembel", "own")
-    for wrong in ("-3", "1.5", "mine", ""):
-        refused(f"flag is '{wrong}'", "own, rate", call=audit.plan)("quick", "knn", wrong)
-
-
-def test_every_detector_can_decide():
+def test_every_detector_can_decide_and_flags_are_ways_or_numbers():
     for name in label_errors.DETECTORS:
-        audit.plan("quick", name, "own")
-
-
-def test_check():
-    audit.check(np.array([0, 1] * 5))
-    refused("needs 10 at least", "9 are readable", call=audit.check)(np.array([0, 1, 1] * 3))
-    refused("all images have the same label", call=audit.check)(np.zeros(20, int))
+        assert stages.plan("quick", name, "own") is QUICK
+    assert stages.plan("thorough", "knn", "25").tuned_epochs > 0
+    for wrong in ("-3", "1.5", "mine", ""):
+        refused(f"'{wrong}'", "own, rate", call=stages.plan)("quick", "knn", wrong)
 
 
 def test_grey_that_is_kept_as_colour_is_grey():
-    assert audit.without_empty_colours(GREY.repeat(1, 3, 1, 1)).shape == (12, 1, 8, 8)
-    assert torch.equal(audit.without_empty_colours(GREY.repeat(1, 3, 1, 1)), GREY)
-    assert audit.without_empty_colours(GREY) is GREY
+    assert torch.equal(stages.without_empty_colours(GREY.repeat(1, 3, 1, 1)), GREY)
+    assert stages.without_empty_colours(GREY) is GREY
     one = GREY.repeat(5000 // 12 + 1, 3, 1, 1)
     one[-1, 2, 0, 0] = one[-1, 0, 0, 0] ^ 128  # one coloured pixel, in the last block
-    assert audit.without_empty_colours(one) is one
+    assert stages.without_empty_colours(one) is one
 
 
-@pytest.mark.parametrize("name", ["simclr", "barlow_twins", "vicreg", "weak"])
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize("images", [COLOUR, GREY], ids=["colour", "grey"])
-def test_views_mirror_only_if_asked_and_keep_grey_whole(name, flip, images):
-    chosen = audit.views(name, images, flip)
-    for recipe in augment.preset(chosen):
-        assert (recipe.flip > 0) == flip
-        assert recipe.crop_scale[0] >= 0.4 or (images is COLOUR and name != "weak")
-    assert chosen.startswith("grey") == (images is GREY and name != "weak")
+def test_views_mirror_only_if_asked_and_keep_grey_whole(flip, images):
+    for name, chosen in stages.views(images, flip, "photos").items():
+        for recipe in augment.preset(chosen):
+            assert (recipe.flip > 0) == flip
+            assert recipe.crop_scale[0] >= 0.4 or (images is COLOUR and name != "weak")
+        assert chosen.startswith("grey") == (images is GREY and name != "weak")
 
 
 def test_quick_begins_with_patches(no_weights):
@@ -84,7 +72,7 @@ def test_quick_begins_with_patches(no_weights):
     assert begin(method="patches") == (None, "nothing", "patches")
     network, began, method = begin(method="barlow_twins")
     assert network.sizes["width"] == 4 and method == "barlow_twins"
-    network, _, method = begin("scratch", budget=audit.BUDGETS["standard"], width=0)
+    network, _, method = begin("scratch", budget=stages.BUDGETS["standard"], width=0)
     assert network.sizes["width"] == 32 and method == "simclr"
 
 
@@ -98,14 +86,13 @@ def test_imagenet_weights_are_taken_where_they_are(weights):
 
 def test_a_start_that_is_asked_for_must_be_there(no_weights, tmp_path):
     refused("no ImageNet weights of resnet18 here", call=begin)("imagenet")
-    refused("unknown start 'scrach'", "did you mean 'scratch'", call=begin)("scrach")
-    refused("unknown method 'patchs'", call=begin)("auto", "patchs")
+    refused("unknown start 'scrach'", "'scratch'", call=begin)("scrach")
     refused("patches learn from the images alone", call=begin)("imagenet", "patches")
     ours = tmp_path / "ours.safetensors"
     backbones.save(ours, backbones.build("resnet18", 6, COLOUR, 0))
     network, began, method = begin(str(ours))
     assert network.sizes["width"] == 6 and began == str(ours) and method == "simclr"
-    refused("is for images of 3 channels, not 1", call=begin)(str(ours), images=GREY)
+    refused(str(ours), "3 channels, not 1", call=begin)(str(ours), images=GREY)
     (tmp_path / "text.pth").write_text("no weights")
     refused("no ImageNet weights", call=begin)(str(tmp_path / "text.pth"))
 
@@ -113,12 +100,14 @@ def test_a_start_that_is_asked_for_must_be_there(no_weights, tmp_path):
 def test_epochs_are_what_the_budget_buys():
     few = torch.empty(1000, 3, 32, 32, dtype=torch.uint8)
     many = torch.empty(1, 3, 32, 32, dtype=torch.uint8).expand(50_000, 3, 32, 32)
+    narrow, wide = (backbones.build("resnet18", width, COLOUR, 0) for width in (16, 32))
     plan = dataclasses.replace(QUICK, work=1e5, most_epochs=60)
-    assert audit.epochs(plan, few, 16, fresh=True) == 60  # 100, but no more than there may be
-    assert audit.epochs(plan, few, 32, fresh=True) == 25  # four times the cost
-    assert audit.epochs(plan, few[:, :, :16, :16], 32, fresh=True) == 60
-    assert audit.epochs(plan, many, 16, fresh=True) == audit.FEWEST_EPOCHS
-    assert audit.epochs(plan, many, 16, fresh=False) == 0
+    assert stages.epochs(-1, plan, few, narrow, "nothing") == 60  # 100, but no more than there may be
+    assert stages.epochs(-1, plan, few, wide, "nothing") == 25  # four times the cost
+    assert stages.epochs(-1, plan, few[:, :, :16, :16], wide, "nothing") == 60
+    assert stages.epochs(-1, plan, many, narrow, "nothing here") == stages.FEWEST_EPOCHS
+    assert stages.epochs(-1, plan, many, narrow, "ImageNet weights") == stages.epochs(-1, plan, many, None, "") == 0
+    assert stages.epochs(7, plan, many, narrow, "nothing") == 7 and stages.epochs(7, plan, many, None, "") == 0
 
 
 def found(score, flagged, suggested) -> Suspects:
@@ -128,19 +117,18 @@ def found(score, flagged, suggested) -> Suspects:
 def test_flag_by_own_threshold_by_rate_or_by_number():
     labels, probs = np.array([0, 1, 2, 0]), np.array([[0.9, 0.1, 0], [0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1]])
     ours = found([0.9, 0.5, 0.1, 0.2], [0, 0, 1, 0], [0, 1, 0, 1])
-    assert audit.flag(ours, "own", 0.5, labels, probs) is ours
+    assert stages.flag(ours, "own", 0.5, labels, probs) is ours
     for by, rows in (("rate", [2, 3]), ("0", []), ("3", [1, 2, 3])):
-        again = audit.flag(ours, by, 0.5, labels, probs)
+        again = stages.flag(ours, by, 0.5, labels, probs)
         assert list(np.flatnonzero(again.flagged)) == rows
         assert (again.suggested != labels)[again.flagged].all()
-    refused("5 labels cannot be flagged", call=audit.flag)(ours, "5", 0.5, labels, probs)
+    refused("5 labels", call=stages.flag)(ours, "5", 0.5, labels, probs)
 
 
 def test_confusions_are_counted():
-    given = np.array([0, 0, 0, 1, 2, 2])
+    given, names = np.array([0, 0, 0, 1, 2, 2]), ["a", "b", "c"]
     ours = found(np.zeros(6), [1, 1, 0, 1, 1, 0], [1, 1, 2, 2, 0, 0])
-    assert audit.confusions(given, ours, ["a", "b", "c"]) == [("a", "b", 2), ("b", "c", 1), ("c", "a", 1)]
-    counts, names = audit.confusion_matrix(given, ours, ["a", "b", "c"])
-    assert names == ["a", "b", "c"] and counts.tolist() == [[0, 2, 0], [0, 0, 1], [1, 0, 0]]
-    counts, names = audit.confusion_matrix(given, ours, ["a", "b", "c"], most=2)
-    assert names == ["a", "b"] and counts.tolist() == [[0, 2], [0, 0]]
+    counts, kept = stages.confusion_matrix(given, ours, names)
+    assert kept == names and counts.tolist() == [[0, 2, 0], [0, 0, 1], [1, 0, 0]]
+    counts, kept = stages.confusion_matrix(given, ours, names, most=2)
+    assert kept == ["a", "b"] and counts.tolist() == [[0, 2], [0, 0]]

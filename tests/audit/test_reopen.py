@@ -13,8 +13,9 @@ from ptglab import data
 from ptglab.audit import reopen
 from ptglab.audit.corrections import Corrections
 from ptglab.detect import label_errors
+from ptglab.detect.suspects import Suspects
 from ptglab.lab import runs
-from ptglab.train import backbones
+from ptglab.train import backbones, patches
 
 
 @pytest.fixture(scope="module")
@@ -46,53 +47,43 @@ def test_detectors_are_those_that_the_stored_arrays_allow(left, found, monkeypat
     assert "knn" not in found.detectors and "small_loss" in found.detectors
 
 
-def change(run: runs.Run, name: str, old: str, new: str) -> None:
-    path = run.path / name
-    assert old in path.read_text()
-    path.write_text(path.read_text().replace(old, new, 1))
-
-
 @pytest.mark.parametrize(
     ("name", "old", "new", "words"),
     [
-        ("params.json", '"subset": 200', '"subset": 199', ["made of other images than are in digits now"]),
+        ("params.json", '"subset": 200', '"subset": 199', ["other images than are in digits now"]),
         ("params.json", '"digits"', '"nowhere/"', ["no such file or folder: nowhere/"]),
-        ("suspects.csv", "id,given", "id,gave", ["suspects.csv", "no table of suspects"]),
+        ("suspects.csv", '"id","given"', '"id","gave"', ["suspects.csv", "no table of suspects"]),
         ("suspects.csv", ",True", ",maybe", ["no table of suspects"]),
-        ("suspects.csv", "\n0,", "\n5000,", ["lists other images"]),
+        ("suspects.csv", '\n"', '\n"5000', ["lists other images"]),
+        ("suspects.csv", '","', '","cat', ["a class that the images do not have", "cat"]),
+        ("suspects.csv", ",True", "inf,True", ["suspects.csv"]),
         ("fingerprint.txt", "", "0", ["made of other images"]),
     ],
 )
 def test_what_is_not_what_was_left_is_refused(tmp_path, name, old, new, words):
     run, *_ = leave(tmp_path / "run")
-    if name == "suspects.csv" and old.startswith("\n"):
-        some = (run.path / name).read_text().splitlines()[1].split(",")[0]
-        old, new = f"\n{some},", "\n5000,"
-    change(run, name, old, new)
+    path = run.path / name
+    head, body = path.read_text().split("\n", 1) if old in ('\n"', '","') else ("", path.read_text())
+    changed = body.replace(old.lstrip("\n"), new.lstrip("\n"), 1)
+    assert changed != body
+    path.write_text(f"{head}\n{changed}" if head else changed)
     refused(*words, call=reopen.read)(run.path)
 
 
-def test_a_class_that_is_not_there_and_scores_that_are_none_are_refused(tmp_path):
+def test_scores_that_are_none_and_arrays_of_another_set_are_refused(tmp_path):
     run, *_ = leave(tmp_path / "run")
-    whole = pd.read_csv(run.path / "suspects.csv", dtype=str)
-    for column, value, words in (("given", "cat", "a class that the images do not have, 'cat'"),
-                                 ("score", "inf", "not finite")):  # fmt: skip
-        table = whole.copy()
-        table.loc[3, column] = value
-        table.to_csv(run.path / "suspects.csv", index=False)
-        refused(words, call=reopen.read)(run.path)
+    table = pd.read_csv(run.path / "suspects.csv", dtype=str)
+    table.assign(score="inf").to_csv(run.path / "suspects.csv", index=False)
+    refused("not finite", call=reopen.read)(run.path)
+    table.to_csv(run.path / "suspects.csv", index=False)
+    run.save_array("features", np.zeros((7, 3), np.float32))
+    refused("features", "7 rows for 200 labels", call=reopen.read)(run.path)
 
 
 def test_a_folder_without_suspects_is_refused(tmp_path):
     refused("no run at", call=reopen.read)(tmp_path)
     (tmp_path / "params.json").write_text('{"dataset": "digits"}')
     refused("holds no suspects.csv: audit images", call=reopen.read)(tmp_path)
-
-
-def test_arrays_of_another_set_are_refused(tmp_path):
-    run, *_ = leave(tmp_path / "run")
-    run.save_array("features", np.zeros((7, 3), np.float32))
-    refused("features has 7 rows for 200 labels", call=reopen.read)(run.path)
 
 
 def test_features_come_from_the_network_where_none_are_stored(tmp_path, few):
@@ -105,6 +96,16 @@ def test_features_come_from_the_network_where_none_are_stored(tmp_path, few):
     found = reopen.read(run.path)
     assert found.features.shape == (200, network.num_features)
     assert found.test[0].shape == (360, network.num_features) and len(found.test[1]) == 360
+
+
+def test_patches_are_loaded_as_they_were_learned(tmp_path, few, monkeypatch):
+    run, *_ = leave(tmp_path / "run")
+    monkeypatch.setattr(patches, "SAMPLES", 1000)
+    network = patches.learn(few.images, 0, number=20)
+    patches.save(run.stage("features").weights, network)
+    monkeypatch.setattr(patches, "learn", None)  # it is not called again
+    again = reopen.read(run.path).network.state_dict()
+    assert all((again[name] == tensor).all() for name, tensor in network.state_dict().items())
 
 
 def decide(run: runs.Run, found: reopen.Findings, true: np.ndarray, number: int) -> Corrections:
@@ -120,12 +121,15 @@ def test_mended_labels_are_written_and_nothing_else_changes(tmp_path, left, foun
     (run, given, true), out = left, runs.Run(tmp_path)
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     decisions = decide(out, found, true, 30)
-    last = int(np.argsort(found.suspects("confidence").score)[-1])
+    expected, rows = given.copy(), np.argsort(found.suspects("confidence").score)
+    expected[rows[:30]] = true[rows[:30]]
+    assert not np.array_equal(given, expected)
+    assert (found.apply(decisions, out)[0] == expected).all()
+    taken = runs.Run(tmp_path / "mended").labels(found.images.ids, "digits")  # as notebooks 2 to 4 take them
+    assert (taken["labels_given"] == expected).all() and (taken["labels_true"] == true).all()
+    last = int(rows[-1])
     decisions.add(found.images.ids[last], str(given[last]), "drop")
     labels, kept = found.apply(decisions, out)
-    rows = np.argsort(found.suspects("confidence").score)[:30]
-    expected = given.copy()
-    expected[rows] = true[rows]
     assert (labels == expected).all() and np.flatnonzero(~kept).tolist() == [last]
     table = pd.read_csv(tmp_path / "mended.csv", dtype=str)
     assert table["id"].tolist() == [id for i, id in enumerate(found.images.ids) if i != last]
@@ -133,14 +137,6 @@ def test_mended_labels_are_written_and_nothing_else_changes(tmp_path, left, foun
     stage = runs.Run(tmp_path / "mended")
     assert (stage.array("labels_given") == expected[kept]).all() and (stage.array("labels_true") == true[kept]).all()
     assert {path: path.read_bytes() for path in before} == before
-    assert not np.array_equal(given, expected)
-
-
-def test_mended_labels_are_what_notebooks_2_to_4_take(tmp_path, left, found):
-    decisions = decide(runs.Run(tmp_path), found, left[2], 20)
-    labels, _ = found.apply(decisions, runs.Run(tmp_path))
-    taken = runs.Run(tmp_path / "mended").labels(found.images.ids, "digits")
-    assert (taken["labels_given"] == labels).all() and (taken["labels_true"] == left[2]).all()
 
 
 def test_mended_labels_are_what_a_folder_is_loaded_with(tmp_path):
@@ -154,7 +150,7 @@ def test_mended_labels_are_what_a_folder_is_loaded_with(tmp_path):
     run = runs.Run(tmp_path / "run")
     run.path.mkdir()
     (run.path / "params.json").write_text(json.dumps({"dataset": str(photos), "labels": "", "seed": 0}))
-    other = label_errors.Suspects(np.arange(12, dtype=np.float32), np.ones(12, bool), 1 - images.labels_given)
+    other = Suspects(np.arange(12, dtype=np.float32), np.ones(12, bool), 1 - images.labels_given)
     reopen.keep(run, images, other, "confidence")
     found = reopen.read(run.path)
     decisions = Corrections(run.path / "corrections.csv")
@@ -164,10 +160,9 @@ def test_mended_labels_are_what_a_folder_is_loaded_with(tmp_path):
     (photos / "mended.csv").write_bytes((run.path / "mended.csv").read_bytes())
     again = data.load(photos)
     expected = {id: images.class_names[k] for id, k in zip(images.ids, images.labels_given, strict=True)}
+    expected |= {"cat/01.png": "-dog"}
     del expected["cat/03.png"]
-    assert dict(zip(again.ids, (again.class_names[k] for k in again.labels_given), strict=True)) == expected | {
-        "cat/01.png": "-dog"
-    }
+    assert dict(zip(again.ids, (again.class_names[k] for k in again.labels_given), strict=True)) == expected
     assert [id for id, _ in again.unreadable] == ["cat/03.png"]
 
 
@@ -180,10 +175,5 @@ def test_learning_from_mended_labels_shows_less_noise_and_a_better_head(left, fo
     assert after["joint"] < before["joint"] - 0.05 and after["clusterability"] < before["clusterability"] - 0.05
     table = reopen.compared(before, after)
     assert table.loc["out of fold, right about these images", "after"] == round(100 * after["right"], 2)
-
-
-def test_dropped_rows_are_not_learned_from(found, left):
-    """Without the rows whose labels are wrong, nearly all that is left agrees."""
-    given, true = left[1:]
-    shares = found.learn(given, given == true)
-    assert shares["joint"] < 0.08 and shares["agree"] == shares["right"] > 0.85
+    without = found.learn(given, given == true)  # rows that are dropped are not learned from
+    assert without["joint"] < 0.08 and without["agree"] == without["right"] > 0.85
