@@ -176,7 +176,7 @@ def label_studio(path: str | Path, image_set: ImageSet, suspects: Suspects, sour
     ElementTree.SubElement(view, "Header", value="$given")
     options = {"name": "label", "toName": "image", "choice": "single", "showInline": "true", "required": "true"}
     choices = ElementTree.SubElement(view, "Choices", options)
-    for name in image_set.class_names:
+    for name in _texts(image_set.class_names):
         ElementTree.SubElement(choices, "Choice", value=_xml(name))
     ElementTree.indent(view)
     xml = ElementTree.tostring(view, encoding="unicode") + "\n"
