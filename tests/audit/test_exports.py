@@ -375,10 +375,10 @@ def test_label_studio_tasks_of_a_set_without_files(bare, tmp_path, monkeypatch):
 
 
 def test_label_studio_choices_are_what_xml_can_say(bare, tmp_path):
-    names = ["a\x01b", "tab\there", "\ufffe", "\udcff"]
+    names = ["a\x01b", "<&'\">", "\ufffe", "\udcff"]
     exports.label_studio(tmp_path / "l.json", replace(bare, class_names=names), suspects_of(60))
     values = [c.get("value") for c in ElementTree.parse(tmp_path / "l.xml").iter("Choice")]
-    assert values == ["a\ufffdb", "tab\there", "\ufffd", r"\udcff"]
+    assert values == ["a\ufffdb", "<&'\">", "\ufffd", r"\udcff"]
     tasks = json.loads((tmp_path / "l.json").read_text(encoding="utf-8"))
     assert {t["predictions"][0]["result"][0]["value"]["choices"][0] for t in tasks} <= set(values)
 
