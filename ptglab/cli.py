@@ -210,7 +210,7 @@ def main() -> None:
     stopping.catch()
     try:
         with files.writing("here"):
-            cli(standalone_mode=False)
+            cli(prog_name="ptglab", standalone_mode=False)
     except (InputError, click.ClickException) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else error
         print(f"ptglab: {message}", file=sys.stderr)

@@ -44,7 +44,7 @@ BYTES = "\udcff"  # a byte that is not UTF-8, as Python holds it
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["demoo"], "did you mean 'demo'"),
+        (["demoo"], "Did you mean 'demo'"),
         (["demo", "-p", "nois_rate=0.2"], "did you mean 'noise_rate'"),
         (["demo", "-p", "noise_rate"], "NAME=VALUE"),
         (["demo", "-p", "epochs=many"], "'epochs' is 'many'; it must be of type int"),
@@ -83,7 +83,8 @@ def test_an_interruption_is_one_line_and_exit_130(run, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli.notebooks, "execute", stopped)
-    assert run("demo") == (130, "", f"ptglab: {stopping.LINE}\n")
+    status, out, error = run("demo")
+    assert status == 130 and not out and error.strip() == f"ptglab: {stopping.LINE}"
 
 
 def test_a_dry_run_of_a_sweep_runs_nothing(run, tmp_path):

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote
-from xml.etree import ElementTree
 
 import jinja2
 import numpy as np
@@ -117,20 +116,20 @@ def pictures(folder: str | Path, image_set: ImageSet, rows: Iterable[int]) -> li
 
 def gallery(
     path: str | Path, image_set: ImageSet, suspects: Suspects, title: str, detector: str,
-    rate: Sequence[float] | None = None, most: int = 1000, side: int = 128,
+    rate: Sequence[float] | None = None, most: int = 1000,
 ) -> None:  # fmt: skip
     """Write one HTML page, which needs no network: the suspects as cards to filter, search and sort.
 
     rate: the estimated share of wrong labels, and the lowest and highest that any estimate allows. There are at most
-    `most` cards: the flagged images, the most suspicious first, and the most suspicious of the others; `side`: the
-    size of their pictures, in pixels. Raises InputError if the suspects are those of another set.
+    `most` cards: the flagged images, the most suspicious first, and the most suspicious of the others. Raises
+    InputError if the suspects are those of another set.
     """
     path, frame = Path(path), table(image_set, suspects)
     # Places in the order of suspicion: flagged images get a card before the others; then in that order again.
     chosen = frame.iloc[np.sort(np.argsort(~frame["flagged"].to_numpy(), kind="stable")[:most])]
-    small = thumbnails(image_set, chosen.index, side)
     cards, seen = [], {}
-    for row, picture, cells in zip(chosen.index, small, chosen.itertuples(index=False), strict=True):
+    for cells, picture in zip(chosen.itertuples(), thumbnails(image_set, chosen.index), strict=True):
+        row = cells.Index
         pair = (int(image_set.labels_given[row]), int(suspects.suggested[row]))
         seen.setdefault(pair, Counter())[bool(cells.flagged)] += 1
         crisp = picture.startswith(b"\x89PNG")
@@ -140,7 +139,7 @@ def gallery(
     pairs = [{"pair": pair, "flagged": n[True], "all": n.total()} for pair, n in seen.items()]
     pairs.sort(key=lambda p: (-p["flagged"], -p["all"], p["pair"]))
     stamp = runs.stamp()
-    html = _template().render(
+    html = _template("gallery.html").render(
         title=title, detector=detector, rate=rate, cards=cards, pairs=pairs, class_names=image_set.class_names,
         images=len(image_set), flagged=int(suspects.flagged.sum()), unreadable=len(image_set.unreadable),
         versions=f"ptglab {__version__} {stamp['commit']}".strip() + f", torch {stamp['torch_version']}",
@@ -170,16 +169,7 @@ def label_studio(path: str | Path, image_set: ImageSet, suspects: Suspects, sour
             "predictions": [{"model_version": f"ptglab {__version__}", "score": float(row.score), "result": [choice]}],
         })  # fmt: skip
     files.write_json(path, tasks)
-    view = ElementTree.Element("View")
-    ElementTree.SubElement(view, "Image", name="image", value="$image")
-    ElementTree.SubElement(view, "Header", value="Given label:")
-    ElementTree.SubElement(view, "Header", value="$given")
-    options = {"name": "label", "toName": "image", "choice": "single", "showInline": "true", "required": "true"}
-    choices = ElementTree.SubElement(view, "Choices", options)
-    for name in image_set.class_names:
-        ElementTree.SubElement(choices, "Choice", value=_xml(name))
-    ElementTree.indent(view)
-    xml = ElementTree.tostring(view, encoding="unicode") + "\n"
+    xml = _template("label_studio.xml").render(names=[_xml(name) for name in _texts(image_set.class_names)])
     files.write(path.with_suffix(".xml"), lambda temporary: temporary.write_text(xml, encoding="utf-8"))
     return root
 
@@ -263,10 +253,10 @@ def _encoded(picture: Image.Image, exact: bool = False) -> bytes:
     return file.getvalue()
 
 
-def _template() -> jinja2.Template:
+def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    return environment.get_template("gallery.html.j2")
+    return environment.get_template(f"{name}.j2")

@@ -296,16 +296,3 @@ def report(
                "rate": float(rate), "low": float(min(ends)), "high": float(max(ends)),
                "confusions": [[*pair, number] for pair, number in confusions.items()]}  # fmt: skip
     exports.write(run.path, images, found, summary | about, source)
-
-
-def confusion_matrix(
-    given: np.ndarray, found: Suspects, class_names: list[str], most: int = 20
-) -> tuple[np.ndarray, list[str]]:
-    """Return (flagged labels int64 [K, K], row given, column suggested; the K names) of at most `most` classes.
-
-    With more classes than that, those which most flagged labels are given as or suggested for, in their order.
-    """
-    k, rows = len(class_names), np.flatnonzero(found.flagged)
-    counts = np.bincount(given[rows] * k + found.suggested[rows], minlength=k * k).reshape(k, k)
-    kept = np.sort(np.argsort(-(counts.sum(0) + counts.sum(1)), kind="stable")[:most])
-    return counts[np.ix_(kept, kept)], [class_names[i] for i in kept]

@@ -150,18 +150,14 @@ def queue(path) -> Queue:
 def test_the_most_suspicious_comes_first_and_each_decision_leads_on(queue):
     assert queue.row == 4 and queue.progress() == "0 of 4, 0 changed"
     assert queue.decide("class", 0).label == "cat" and queue.row == 1
-    queue.decide("keep")
+    queue.place = 2  # what is passed over comes after the end
     queue.decide("skip")
-    assert queue.row == 0 and queue.progress() == "3 of 4, 1 changed, 1 skipped"
     queue.decide("drop")
-    assert queue.progress() == "4 of 4, 2 changed, 1 skipped"
-
-
-def test_what_was_passed_over_comes_after_the_end(queue):
-    queue.place = 2
+    assert queue.row == 1 and queue.progress() == "3 of 4, 2 changed, 1 skipped"
     queue.decide("keep")
+    queue.place = 0  # deciding again counts once
     queue.decide("keep")
-    assert queue.row == 4
+    assert queue.progress() == "4 of 4, 1 changed, 1 skipped" and len(queue.corrections.rows) == 5
 
 
 def test_undo_goes_back_to_the_picture_and_counts_back(queue):
@@ -170,13 +166,6 @@ def test_undo_goes_back_to_the_picture_and_counts_back(queue):
     assert queue.undo().id == "1.png" and queue.row == 1 and queue.progress() == "1 of 4, 1 changed"
     queue.undo()
     assert queue.undo() is None and queue.row == 4 and queue.progress() == "0 of 4, 0 changed"
-
-
-def test_deciding_again_counts_once(queue):
-    queue.decide("class", 0)
-    queue.place = 0
-    queue.decide("keep")
-    assert queue.progress() == "1 of 4, 0 changed" and len(queue.corrections.rows) == 2
 
 
 def test_states_show_what_they_say_and_progress_is_of_all_that_are_chosen(queue):
@@ -197,12 +186,9 @@ def test_a_restart_goes_on_after_the_last_decision(queue, path):
     again = Queue(Corrections(path), IDS, GIVEN, NAMES)
     again.order(SCORE, queue.chosen)
     assert again.row == 3 and again.progress() == "1 of 4, 0 changed"
-
-
-def test_an_empty_queue_has_nothing_to_decide(queue):
-    queue.order(np.zeros(6), np.zeros(6, bool))
-    assert queue.row is None
-    refused("nothing to decide", call=queue.decide)("keep")
+    again.order(SCORE, np.zeros(6, bool))
+    assert again.row is None
+    refused("nothing to decide", call=again.decide)("keep")
 
 
 def test_a_decision_after_many_writes_its_own_line_only(path, monkeypatch):

@@ -110,25 +110,12 @@ def test_epochs_are_what_the_budget_buys():
     assert stages.epochs(7, plan, many, narrow, "nothing") == 7 and stages.epochs(7, plan, many, None, "") == 0
 
 
-def found(score, flagged, suggested) -> Suspects:
-    return Suspects(np.array(score, np.float32), np.array(flagged, bool), np.array(suggested))
-
-
 def test_flag_by_own_threshold_by_rate_or_by_number():
     labels, probs = np.array([0, 1, 2, 0]), np.array([[0.9, 0.1, 0], [0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1]])
-    ours = found([0.9, 0.5, 0.1, 0.2], [0, 0, 1, 0], [0, 1, 0, 1])
+    ours = Suspects(np.array([0.9, 0.5, 0.1, 0.2], np.float32), np.arange(4) == 2, np.array([0, 1, 0, 1]))
     assert stages.flag(ours, "own", 0.5, labels, probs) is ours
     for by, rows in (("rate", [2, 3]), ("0", []), ("3", [1, 2, 3])):
         again = stages.flag(ours, by, 0.5, labels, probs)
         assert list(np.flatnonzero(again.flagged)) == rows
         assert (again.suggested != labels)[again.flagged].all()
     refused("5 labels", call=stages.flag)(ours, "5", 0.5, labels, probs)
-
-
-def test_confusions_are_counted():
-    given, names = np.array([0, 0, 0, 1, 2, 2]), ["a", "b", "c"]
-    ours = found(np.zeros(6), [1, 1, 0, 1, 1, 0], [1, 1, 2, 2, 0, 0])
-    counts, kept = stages.confusion_matrix(given, ours, names)
-    assert kept == names and counts.tolist() == [[0, 2, 0], [0, 0, 1], [1, 0, 0]]
-    counts, kept = stages.confusion_matrix(given, ours, names, most=2)
-    assert kept == ["a", "b"] and counts.tolist() == [[0, 2], [0, 0]]
