@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ptglab.errors import InputError, one_of
-from ptglab.train import collectives, tensors
+from ptglab.train import checkpoints
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -22,9 +22,9 @@ class BasicBlock(nn.Module):
     def __init__(self, channels: int, planes: int, stride: int):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, planes, 3, stride, 1, bias=False)
-        self.bn1 = collectives.BatchNorm2d(planes)
+        self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
-        self.bn2 = collectives.BatchNorm2d(planes)
+        self.bn2 = nn.BatchNorm2d(planes)
         self.downsample = _shortcut(channels, planes, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,11 +41,11 @@ class Bottleneck(nn.Module):
     def __init__(self, channels: int, planes: int, stride: int):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, planes, 1, bias=False)
-        self.bn1 = collectives.BatchNorm2d(planes)
+        self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, stride, 1, bias=False)
-        self.bn2 = collectives.BatchNorm2d(planes)
+        self.bn2 = nn.BatchNorm2d(planes)
         self.conv3 = nn.Conv2d(planes, 4 * planes, 1, bias=False)
-        self.bn3 = collectives.BatchNorm2d(4 * planes)
+        self.bn3 = nn.BatchNorm2d(4 * planes)
         self.downsample = _shortcut(channels, 4 * planes, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class Shortcut(nn.Sequential):
     """
 
     def __init__(self, channels: int, out: int, stride: int):
-        super().__init__(nn.Conv2d(channels, out, 1, bias=False), collectives.BatchNorm2d(out))
+        super().__init__(nn.Conv2d(channels, out, 1, bias=False), nn.BatchNorm2d(out))
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class ResNet(nn.Module):
         self.register_buffer("mean", torch.full((channels,), 0.5))
         self.register_buffer("std", torch.full((channels,), 0.25))
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
-        self.bn1 = collectives.BatchNorm2d(width)
+        self.bn1 = nn.BatchNorm2d(width)
         incoming = width
         for i, depth in enumerate(depths):
             planes = width << i
@@ -183,7 +183,7 @@ def projector(features: int, hidden: int, out: int, layers: int, seed: int) -> n
         torch.default_generator.manual_seed(int(seed))
         modules = []
         for a, b in zip(sizes[:-2], sizes[1:-1], strict=True):
-            modules += [nn.Linear(a, b, bias=False), collectives.BatchNorm1d(b), nn.ReLU(inplace=True)]
+            modules += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU(inplace=True)]
         return nn.Sequential(*modules, nn.Linear(sizes[-2], sizes[-1], bias=False))
 
 
@@ -196,7 +196,7 @@ def head(features: int, num_classes: int) -> nn.Sequential:
     linear = nn.Linear(features, num_classes)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
-    return nn.Sequential(collectives.BatchNorm1d(features, affine=False), linear)
+    return nn.Sequential(nn.BatchNorm1d(features, affine=False), linear)
 
 
 def save(path: str | Path, backbone: ResNet, head: nn.Module | None = None) -> None:
@@ -205,7 +205,7 @@ def save(path: str | Path, backbone: ResNet, head: nn.Module | None = None) -> N
     if head is not None:
         sizes["num_classes"], modules["head"] = head[1].out_features, head
     weights = {f"{name}.{k}": v for name, m in modules.items() for k, v in m.state_dict().items()}
-    tensors.save(path, weights, {"sizes": json.dumps(sizes)})
+    checkpoints.write_tensors(path, weights, {"sizes": json.dumps(sizes)})
 
 
 def load(path: str | Path) -> tuple[ResNet, nn.Module | None]:
@@ -215,7 +215,7 @@ def load(path: str | Path) -> tuple[ResNet, nn.Module | None]:
     """
     path = Path(path)
     try:
-        weights, about = tensors.load(path)
+        weights, about = checkpoints.read_tensors(path)
         sizes = json.loads(about["sizes"])
         num_classes = sizes.pop("num_classes", None)
         modules = nn.ModuleDict({"backbone": ResNet(**sizes)})

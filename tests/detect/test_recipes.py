@@ -238,7 +238,7 @@ def test_recipes_are_made_of_what_there_is():
     assert recipes.RECIPES["plain"] == recipes.Recipe()
     for recipe in recipes.RECIPES.values():
         assert recipe.loss in losses.SUPERVISED and recipe.clean in ("", *recipes.ACTIONS)
-        assert 0 <= recipe.averaging < 1
+        assert 0 <= recipe.ema_decay < 1
     assert {recipe.loss for recipe in recipes.RECIPES.values()} == losses.SUPERVISED.keys()
     assert {recipe.clean for recipe in recipes.RECIPES.values()} == {"", *recipes.ACTIONS}
 
@@ -246,4 +246,4 @@ def test_recipes_are_made_of_what_there_is():
 def test_recipes_without_a_step_of_their_own_are_plain_training():
     """The plain recipe's options are the defaults of `finetune.train`."""
     defaults = finetune.train.__kwdefaults__
-    assert (recipes.Recipe().loss, recipes.Recipe().averaging) == (defaults["loss"], defaults["averaging"])
+    assert (recipes.Recipe().loss, recipes.Recipe().ema_decay, defaults["average"]) == (defaults["loss"], 0, None)

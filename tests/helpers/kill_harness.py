@@ -29,10 +29,10 @@ from ptglab.detect import cleaning as recipes  # noqa: F401
 from ptglab.detect import label_errors  # noqa: F401
 from ptglab.lab import notebooks, runs
 from ptglab.train import (
+    checkpoints,
     finetune,  # noqa: F401
     predict,  # noqa: F401
     pretrain,  # noqa: F401
-    tensors,
 )
 
 TIMES = ["seconds", "images_per_second", "seconds_pretrain", "seconds_finetune", "seconds_detect", "commit"]
@@ -126,7 +126,7 @@ def left(folder: Path) -> dict:
         if path.suffix == ".npy":
             found[name] = np.load(path).tobytes()
         elif path.suffix == ".safetensors":
-            weights, about = tensors.load(path)
+            weights, about = checkpoints.read_tensors(path)
             found[name] = about, {k: v.numpy().tobytes() for k, v in weights.items()}
         elif path.name == "metrics.jsonl":
             rows = {(row := json.loads(line))["epoch"]: row for line in path.read_text().splitlines()}

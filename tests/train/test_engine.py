@@ -76,53 +76,18 @@ def test_autocast_has_the_precision(precision, dtype):
     assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
-@pytest.fixture
-def cores(monkeypatch, tmp_path):
-    """Pretend to be bound to a number of cores, in a control group with such a share of them, or in none."""
-
-    def pretend(number: int, share: str | None = None, asked: str | None = None) -> None:
-        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(number)), raising=False)
-        monkeypatch.setattr(engine, "CPU_SHARE", tmp_path / "cpu.max")
-        if share is not None:
-            (tmp_path / "cpu.max").write_text(share)
-        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-        if asked is not None:
-            monkeypatch.setenv("OMP_NUM_THREADS", asked)
-
-    return pretend
-
-
-@pytest.mark.parametrize(
-    "share, number",
-    [
-        (None, 8),
-        ("max 100000\n", 8),
-        ("150000 100000\n", 2),
-        ("200000 100000\n", 2),
-        ("50000 100000\n", 1),
-        ("6400000 100000\n", 8),
-        ("", 8),
-    ],
-)
-def test_threads_are_the_cores_within_the_share(cores, share, number):
-    cores(8, share)
-    assert engine.threads() == number
-
-
-def test_threads_that_are_asked_for_are_had(cores):
-    cores(8, "150000 100000", asked="5")
-    assert engine.threads() == 5
-    cores(8, "150000 100000", asked="")
-    assert engine.threads() == 2
-
-
-def test_place_sets_the_number_of_threads(cores):
+def test_threads_are_the_cores_that_may_be_used(monkeypatch):
+    """Those joblib finds, by affinity and control group, unless a number is asked for; only `prepare` sets them."""
     before = torch.get_num_threads()
+    monkeypatch.setattr(engine.joblib, "cpu_count", lambda: 3)
     try:
-        for number in (3, 1):
-            cores(number)
-            engine.place("cpu")
-            assert torch.get_num_threads() == number
+        for asked, number in ((None, 3), ("5", 5), ("", 3), ("0", 1)):
+            monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+            if asked is not None:
+                monkeypatch.setenv("OMP_NUM_THREADS", asked)
+            set_before = torch.get_num_threads()
+            assert engine.threads() == number and engine.place("cpu") and torch.get_num_threads() == set_before
+            assert engine.prepare("cpu") == engine.place("cpu") and torch.get_num_threads() == number
     finally:
         torch.set_num_threads(before)
 
@@ -250,7 +215,7 @@ def test_draws_depend_on_seed_and_purpose_alone():
 def test_shuffled_batches_cover_every_row_once(n, size, drop_last):
     rows = 100 + 3 * torch.arange(n)
     batches = list(engine.shuffled_batches(rows, size, engine.generator("cpu", n), drop_last))
-    assert len(batches) == engine.steps_per_epoch(n, size, drop_last)
+    assert [len(batch) for batch in batches] == engine.batch_sizes(n, size, drop_last)
     seen = torch.cat(batches).tolist()
     assert len(set(seen)) == len(seen) and set(seen) <= set(rows.tolist())
     assert all(len(batch) == size for batch in batches[:-1])
@@ -258,6 +223,12 @@ def test_shuffled_batches_cover_every_row_once(n, size, drop_last):
         assert len(seen) == n
     else:
         assert all(len(batch) == size for batch in batches) and n - len(seen) < size
+
+
+@pytest.mark.parametrize(("n", "least", "sizes"), [(9, 2, [4, 5]), (10, 2, [4, 4, 2]), (10, 4, [4, 6]), (3, 4, [3])])
+def test_a_rest_too_small_joins_the_batch_before(n, least, sizes):
+    batches = engine.shuffled_batches(torch.arange(n), 4, engine.generator("cpu", n), least=least)
+    assert [len(batch) for batch in batches] == sizes
 
 
 def test_shuffled_batches_are_a_fair_shuffle_of_the_seed():
@@ -402,7 +373,7 @@ import resource, sys
 from ptglab.train import engine
 import torch
 if sys.argv[1] == "placed":
-    engine.place("cpu")
+    engine.prepare("cpu")
 torch.ones(12_000_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):

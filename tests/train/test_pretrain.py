@@ -75,9 +75,10 @@ def test_first_loss_by_hand(some, fresh, cpu):
     assert record["loss"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_first_step_is_lars_by_hand(some, fresh, cpu, tmp_path):
+def test_first_step_is_lars_by_hand(some, fresh, cpu, tmp_path, monkeypatch):
     """One batch, one step at a rate of 1, of the backbone and (in the checkpoint) the projector."""
-    options = SMALL | dict(batch_size=96, epochs=1, learning_rate=256 / 96, weight_decay=0.0, place=cpu)
+    monkeypatch.setattr(pretrain, "WEIGHT_DECAY", 0.0)
+    options = SMALL | dict(batch_size=96, epochs=1, learning_rate=256 / 96, place=cpu)
     list(pretrain.train(fresh(), some.images, "simclr", **options, checkpoint=tmp_path / "checkpoint"))
     after = load_file(tmp_path / "checkpoint")
     # channels-last as in the loop: PyTorch's batch norm sums that in another order, and less exactly
