@@ -49,10 +49,7 @@ _DIGITS = replace(_GREY, flip=0.0)
 PRESETS: dict[str, tuple[Recipe, Recipe]] = {
     "simclr": (_SIMCLR, _SIMCLR),
     "barlow_twins": (_BARLOW, replace(_BARLOW, solarize=0.2)),
-    "vicreg": (
-        replace(_BARLOW, crop_scale=(0.2, 1.0)),
-        replace(_BARLOW, crop_scale=(0.2, 1.0), solarize=0.1),
-    ),
+    "vicreg": (replace(_BARLOW, crop_scale=(0.2, 1.0)), replace(_BARLOW, crop_scale=(0.2, 1.0), solarize=0.1)),
     "grey": (_GREY, _GREY),
     "digits": (_DIGITS, _DIGITS),
     "weak": (Recipe(crop_scale=(0.6, 1.0), jitter=0.0, grey=0.0, blur=0.0),) * 2,

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ptglab import files
 from ptglab.errors import InputError
+from ptglab.files import write, writing
 
 
 class Damaged(InputError):
@@ -27,7 +27,7 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], about: dict[str,
     """Write `tensors`, and the texts `about` them, to `path`: the whole file or nothing."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = about | {"checksum": "sha256", "sha256": _checksum(tensors, about)}
-    files.write(Path(path), lambda temporary: save_file(tensors, temporary, metadata=about))
+    write(Path(path), lambda temporary: save_file(tensors, temporary, metadata=about))
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -76,7 +76,7 @@ def save(path: str | Path | None, epoch: int, optimizer: torch.optim.Optimizer, 
     state = {f"{name}/{k}": v for name, module in modules.items() for k, v in module.state_dict().items()}
     for i, values in optimizer.state_dict()["state"].items():
         state |= {f"optimizer/{i}/{k}": v for k, v in values.items()}
-    with files.writing(path.parent):
+    with writing(path.parent):
         if path.exists():
             os.replace(path, previous(path))
     write_tensors(path, state, {"epoch": str(epoch)})

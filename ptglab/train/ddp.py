@@ -22,6 +22,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from multiprocessing.connection import wait
@@ -144,22 +145,26 @@ def _spawned(number: int, function: Callable, args: tuple, kwargs: dict) -> Iter
         context = multiprocessing.spawn(_work, (number, *job), number, join=False)
         there.close()
         try:
-            history = kwargs.get("history")
-            while True:
-                if here not in wait([here, *context.sentinels]):
-                    context.join(0)  # raises what ended a process
-                    continue
-                record, margins = here.recv()
-                if record is None:
-                    break
-                if margins is not None:
-                    history[record["epoch"] - 1] = margins
-                yield record
-                if isinstance(history, np.memmap):
-                    history.flush()  # no later than the checkpoint that counts on it
-                here.send("taken")
+            done, history = False, kwargs.get("history")
+            with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # a process has ended: `join` says why
+                while not done:
+                    if here not in wait([here, *context.sentinels]):
+                        context.join(0)
+                        continue
+                    record, margins = here.recv()
+                    if margins is not None:
+                        history[record["epoch"] - 1] = margins
+                    if done := record is None:
+                        break
+                    yield record
+                    if isinstance(history, np.memmap):
+                        history.flush()  # no later than the checkpoint that counts on it
+                    here.send("taken")
+            here.close()
             while not context.join():
                 pass
+            if not done:
+                raise InputError(f"one of {number} processes was lost; {GO_ON}")
         except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException) as error:
             last = str(error).strip().splitlines()[-1]
             name, _, message = last.partition(": ")
@@ -167,8 +172,6 @@ def _spawned(number: int, function: Callable, args: tuple, kwargs: dict) -> Iter
                 if name.split(".")[-1] == kind.__name__:
                     raise kind(message) from None
             raise InputError(f"process {error.error_index} of {number} was lost ({last}); {GO_ON}") from None
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            raise InputError(f"one of the {number} processes of this run was lost; {GO_ON}") from None
         finally:
             here.close()
             for process in context.processes:

@@ -32,12 +32,7 @@ def barlow_twins(z1: Tensor, z2: Tensor, lambd: float = 5e-3) -> Tensor:
 
 
 def vicreg(
-    z1: Tensor,
-    z2: Tensor,
-    invariance: float = 25.0,
-    variance: float = 25.0,
-    covariance: float = 1.0,
-    eps: float = 1e-4,
+    z1: Tensor, z2: Tensor, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0, eps: float = 1e-4
 ) -> Tensor:
     """VICReg: twins close, every dimension with a standard deviation of at least 1, dimensions uncorrelated.
 

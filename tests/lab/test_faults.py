@@ -119,7 +119,7 @@ def test_checkpoint(fault, run, few, full_disk, monkeypatch, tmp_path):
         write(path, save)
 
     with monkeypatch.context() as patch:
-        patch.setattr("ptglab.files.write", third_is_full)
+        patch.setattr("ptglab.train.checkpoints.write", third_is_full)
         refused(f"cannot write {run.path}: {FULL}", call=steps)(run, 4, few)
     monkeypatch.undo()
     assert "checkpoint.previous.safetensors" in names(run.path) and len(run.records()) == 3

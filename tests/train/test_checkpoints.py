@@ -167,12 +167,6 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint(two, monkeypatch):
     assert resume(two, network(seed=1)) == 2
 
 
-def test_both_are_dropped(two):
-    checkpoints.drop(two)
-    checkpoints.drop(two)
-    assert list(two.parent.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     "other",
     [
@@ -185,12 +179,6 @@ def test_both_are_dropped(two):
 )
 def test_the_checkpoint_of_another_network_is_refused(checkpoint, other):
     refused(f"{checkpoint} cannot be resumed", call=resume)(checkpoint, other)
-
-
-def test_divergence_says_what_was_kept(checkpoint):
-    assert f"in epoch 4; the last good state is {checkpoint};" in checkpoints.diverged(4, checkpoint)
-    for nothing in (None, checkpoint.with_name("none")):
-        assert "in epoch 4; nothing was kept; a lower learning_rate" in checkpoints.diverged(4, nothing)
 
 
 # ---- tensors on disk

@@ -8,10 +8,7 @@ from synthetic import planted
 from ptglab.detect import neighbours
 from ptglab.train import augment, backbones, engine, finetune, losses, optim, predict, pretrain
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
 
 SMALL = {"batch_size": 32, "augmentation": "digits", "projection": 16}

@@ -102,6 +102,7 @@ def begin(some, run, number="2", **options):
     return network, ddp.run(number, pretrain.train, network, some.images, "simclr", **job)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_bits_or_with_another_number(some, tmp_path):
     """Left after the second record: rank 0 has waited for it to be taken, and the checkpoint is of the epoch before."""
     whole, steps = begin(some, runs.start(tmp_path / "whole"))
@@ -121,6 +122,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits_or_with_another_number(some, tmp
     assert [record["epoch"] for record in begin(some, run, "1")[1]] == [2, 3]
 
 
+@pytest.mark.slow
 def test_fine_tuning_fills_the_history_and_every_module(some, tmp_path):
     """A rest of 4 rows that would be shards of too few joins the batch before; the average comes back, too."""
     network = backbones.build("resnet18", 2, some.images, 0)
@@ -172,6 +174,7 @@ ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not say that a parent was killed")
+@pytest.mark.slow
 def test_the_others_end_with_the_first():
     """The process that began the run is killed: the pipe that all of them hold comes to its end."""
     with subprocess.Popen(

@@ -119,8 +119,15 @@ def slow_curriculum(rows: list[int], labels, score, share: float) -> list[int]:
     return sorted(taken)
 
 
-@pytest.mark.parametrize("options", [{}, {"loss": "gce"}, {"ema_decay": 0.8}, {"keep_fraction": (0.2, 0.7)},
-                                     {"loss": "gce", "ema_decay": 0.3, "keep_fraction": (0.5, 1)}], ids=str)  # fmt: skip
+OPTIONS = [
+    {},
+    {"ema_decay": 0.8},
+    {"keep_fraction": (0.2, 0.7)},
+    {"loss": "gce", "ema_decay": 0.3, "keep_fraction": (0.5, 1)},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(("batch_size", "validation", "epochs"), [(16, 0.25, 4), (100, 0.1, 20), (13, 0.5, 2)])
 def test_linear_is_slow_literal_sgd(cpu, batch_size, validation, epochs, options):
     x, labels, _ = small()
@@ -180,38 +187,6 @@ def test_linear_leaves_the_backbone_untouched_and_the_others_do_not(few, cpu, ne
         assert head[1].weight.any()
         filters = dict(backbone.named_parameters())["layer1.0.conv1.weight"]
         assert (filters.grad is None) == (mode == "linear")
-
-
-def test_learning_rates_follow_the_mode_and_the_batch(cpu, network, few, monkeypatch):
-    rates = []
-
-    def groups(modules, rate, decay, original=optim.parameter_groups):
-        rates.append(rate)
-        return original(modules, rate, decay)
-
-    monkeypatch.setattr(optim, "parameter_groups", groups)
-    found = {}
-    for mode in finetune.MODES:
-        for batch_size in (32, 64):
-            rates.clear()
-            next(finetune.train(*network(), few.images[:64], few.labels_given[:64], mode=mode, epochs=1,
-                                batch_size=batch_size, place=cpu))  # fmt: skip
-            found[mode, batch_size] = list(rates)
-    assert [len(found[mode, 32]) for mode in ("linear", "light", "full")] == [1, 2, 2]
-    assert found["light", 32][1] < found["light", 32][0] and found["light", 32][1] < found["full", 32][1]
-    for mode in finetune.MODES:
-        assert found[mode, 64] == pytest.approx([2 * rate for rate in found[mode, 32]])
-
-
-def test_linear_on_cached_features_is_linear_on_images(few, cpu, network):
-    images, labels = few.images[:96], few.labels_given[:96]
-    backbone, head = network()
-    options = dict(mode="linear", epochs=4, batch_size=32, place=cpu, seed=2)
-    on_images = list(finetune.train(backbone, head, images, labels, **options))
-    features = engine.evaluate(backbone, images, cpu)
-    other, on_features = fit(cpu, features, labels, k=CLASSES, **options)
-    assert [r["loss"] for r in on_features] == pytest.approx([r["loss"] for r in on_images], rel=1e-3)
-    torch.testing.assert_close(other[1].weight, head[1].weight, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("mode", finetune.MODES)
@@ -292,62 +267,6 @@ def test_the_weights_left_are_the_moving_average_over_all_steps(few, cpu, networ
 # ---- rows admitted by a score
 
 
-@pytest.fixture
-def batches(monkeypatch):
-    """Return a list that holds the rows of each batch of each epoch, as they are trained on."""
-    found = []
-
-    def shuffled(*args, original=engine.shuffled_batches, **options):
-        found.append([])
-        for batch in original(*args, **options):
-            found[-1].append(batch.tolist())
-            yield batch
-
-    monkeypatch.setattr(engine, "shuffled_batches", shuffled)
-    return found
-
-
-@pytest.mark.parametrize("batch_size", [2, 3, 5, 16])
-@pytest.mark.parametrize("keep", [(0.1, 0.6), (0.05, 1.0)], ids=str)
-def test_each_epoch_trains_on_the_best_of_every_class(cpu, batches, batch_size, keep):
-    """The share grows evenly from epoch to epoch; no batch is of one row."""
-    x, labels, _ = small()
-    labels[:6] = 3 - labels[6:12]
-    score = np.random.default_rng(0).normal(size=len(x)).round(1)  # with ties
-    fit(cpu, x, labels, epochs=7, batch_size=batch_size, score=score, keep_fraction=keep)
-    low, high = keep
-    rows = np.flatnonzero(engine.folds(labels, 10, 0) != 0).tolist()
-    sizes = []
-    for epoch, found in enumerate(batches):
-        expected = slow_curriculum(rows, labels, score, low + (high - low) * epoch / 6)
-        assert sorted(sum(found, [])) == expected
-        assert min(len(batch) for batch in found) > 1 and max(len(batch) for batch in found) <= batch_size + 1
-        sizes.append(len(expected))
-    assert len(batches) == 7 and sizes == sorted(sizes) and sizes[0] < 0.5 * sizes[-1]
-    assert (sizes[-1] == len(rows)) == (high == 1)
-
-
-@pytest.mark.parametrize("mode", ["linear", "light"])
-def test_the_margin_of_a_row_that_rests_is_that_of_the_network_as_it_is(few, cpu, network, batches, mode):
-    images, labels = few.images[:80], few.labels_given[:80]
-    backbone, head = network()
-    history = np.full((3, 80), np.nan, np.float32)
-    score = np.random.default_rng(0).random(80)
-    records = finetune.train(backbone, head, images, labels, mode=mode, epochs=3, batch_size=32, place=cpu,
-                             validation=0.25, history=history,
-                             rows=finetune.curriculum(labels, score, 3, (0.3, 0.6)))  # fmt: skip
-    for epoch, record in enumerate(records):
-        trained = sum(batches[epoch], [])
-        rest = np.setdiff1d(np.arange(80), trained)
-        direct = finetune._margins(engine.evaluate(nn.Sequential(backbone, head), images, cpu), torch.as_tensor(labels))
-        np.testing.assert_allclose(history[epoch, rest], direct[rest], atol=1e-4)
-        assert not np.allclose(history[epoch, trained], direct[trained], atol=1e-2)  # as they were trained on
-        held_out = engine.folds(labels, 4, 0) == 0
-        assert held_out[rest].sum() == held_out.sum() < len(rest)
-        assert record["accuracy_validation"] == pytest.approx((direct[held_out] > 0).float().mean())
-        assert record["accuracy_train"] == pytest.approx((history[epoch, trained] > 0).mean())
-
-
 def test_held_out_rows_are_never_trained_on(cpu, monkeypatch):
     """With the folds pinned, other labels and other inputs of the held-out rows leave the weights as they are."""
     x, labels, _ = small()
@@ -413,40 +332,6 @@ def test_whole_batches_are_compiled_in_long_runs_of_the_backbone(few, network, m
     options = dict(epochs=epochs, batch_size=32, validation=0, place=engine.place("cpu", compile_from=6))
     list(finetune.train(*network(), few.images[:70], few.labels_given[:70], mode=mode, **options))
     assert sizes == [("forward", 32)] * batches
-
-
-def test_draws_depend_on_the_seed_alone(few, cpu, network):
-    def weights(seed: int, elsewhere: int) -> list[torch.Tensor]:
-        torch.manual_seed(elsewhere)
-        np.random.seed(elsewhere)  # noqa: NPY002
-        modules = network()
-        list(finetune.train(*modules, few.images[:64], few.labels_given[:64], mode="full", epochs=2, batch_size=32,
-                            place=cpu, seed=seed, augmentation="weak_digits"))  # fmt: skip
-        return state(*modules)
-
-    first = weights(0, 0)
-    assert same(weights(0, 1), first)
-    assert not same(weights(1, 0), first)
-
-
-@pytest.mark.parametrize("rest", [1, 2])
-def test_a_rest_of_one_row_is_trained_with_another_batch(cpu, rest):
-    """Batch norm takes no batch of one: 32 + rest rows in batches of 16."""
-    x, labels, _ = small(n=32 + rest)
-    history = np.full((2, len(x)), np.nan, np.float32)
-    _, records = fit(cpu, x, labels, epochs=2, validation=0, history=history)
-    assert len(records) == 2 and np.isfinite(history).all()
-
-
-def test_read_only_labels_are_taken_silently(cpu):
-    """Arrays of a run folder are read-only memory maps, of which torch warns once a process; here each time."""
-    x, labels, _ = small()
-    labels.flags.writeable = False
-    torch.set_warn_always(True)
-    try:
-        assert len(fit(cpu, x, labels)[1]) == 3
-    finally:
-        torch.set_warn_always(False)
 
 
 @pytest.mark.parametrize(
@@ -554,21 +439,6 @@ def test_folds_that_were_interrupted_go_on_where_they_were(cpu, tmp_path, stoppe
                 break
     assert trained == [*range(1, stopped + 1), *range(stopped, 7)]
     np.testing.assert_array_equal(found[1], found[0])
-
-
-def test_cross_fit_of_random_labels_is_at_chance(cpu):
-    """600 dimensions memorise the labels of 300 rows, a head of its own each half; out of fold that is no help."""
-    draws = np.random.default_rng(0)
-    x, labels = torch.as_tensor(draws.normal(size=(300, 600)).astype(np.float32)), draws.integers(0, 5, 300)
-    options = dict(mode="linear", epochs=10, batch_size=32, place=cpu)
-
-    def start() -> tuple[nn.Module, nn.Module]:
-        return nn.Identity(), backbones.head(600, 5)
-
-    probs = np.empty((300, 5), np.float32)
-    *_, last = finetune.cross_fit(start, x, labels, probs, **options)
-    assert last["accuracy_train"] > 0.95
-    assert abs((probs.argmax(1) == labels).mean() - 0.2) < 0.07  # three standard deviations
 
 
 @pytest.mark.parametrize("option", [{"history": np.zeros((1, 83))}, {"validation": 0.1}, {"rows": max}])
