@@ -1,17 +1,17 @@
-"""One network trained by many processes, each on its shard of every batch: torch's DistributedDataParallel.
+"""One network trained by many processes, each on its shard of every batch, by torch's DistributedDataParallel.
 
     ptglab run 02_pretrain out.ipynb -p devices=all       # every GPU of this machine, from a notebook or the shell
 
-Several hosts: save these lines as train.py and start `torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d
---rdzv-endpoint HOST:29500 train.py` on each of two hosts that share a file system (for the checkpoint):
+On several hosts that share a file system, a script calls `joined` where a notebook calls `run`, and each host starts it
+by `torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 train.py`:
 
-    from ptglab import augment, backbones, data, ddp, engine, pretrain, runs
-    images, run = data.load("cifar10").images, runs.Run("runs/cifar10")
+    images = data.load("cifar10").images
     network = backbones.build("resnet18", 64, images, seed=0)
-    for record in ddp.joined(pretrain.train, network, images, "simclr", epochs=200, batch_size=4096,
-                             place=engine.prepare("cuda"), checkpoint="checkpoint.safetensors"):
+    for record in ddp.joined(pretrain.train, network, images, "simclr", epochs=200, place=engine.prepare("cuda"),
+                             checkpoint="checkpoint.safetensors"):
         print(record)
-    backbones.save("model.safetensors", network)  # every process holds the same weights
+    if os.environ["RANK"] == "0":
+        backbones.save("model.safetensors", network)
 
 Every process computes the loss of the whole batch from the embeddings of all, and the gradient with respect to its own
 rows; summed over the processes these are the gradients of one process with the whole batch.

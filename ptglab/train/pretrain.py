@@ -102,12 +102,13 @@ def train(
     network, images = shard.parallel(nn.Sequential(backbone, projector)), place.resident(images)
     rows = torch.arange(len(images), device=images.device)
     steps, own = len(engine.batch_sizes(len(rows), batch_size, drop_last=True)), shard.rows(batch_size)
+    part = None if shard.world == 1 else (own, batch_size)
     warmup = steps * min(10, max(1, epochs // 10))
     forward, change = (place.compiled(f, epochs * steps) for f in (engine.forward, augment.apply))
 
     def learn(rng: torch.Generator, size: int | None, x: Tensor) -> Tensor:
         """Take one step on the shard x [B, C, H, W] of a batch, and return the loss of the whole batch."""
-        both = torch.cat(augment.two_views(x, augmentation, rng, size, change, (own, batch_size)))
+        both = torch.cat(augment.two_views(x, augmentation, rng, size, change, part))
         with place.autocast():
             z = forward(network, place.batch(both)).chunk(2)
         z1, z2 = (shard.all_gather(view, batch_size) for view in z)

@@ -164,29 +164,6 @@ def test_solarize_is_torchvisions():
 TURNS = torch.tensor([-0.5, -0.2, -0.07, 0.1, 0.2, 0.33])
 
 
-def test_hue_keeps_luma_and_the_amount_of_chroma():
-    x = rand(6, 3, 16, 16, low=0.42, high=0.58)
-    turned = augment.apply(x, nothing(x.shape, hue_turn=TURNS))
-    assert (turned - x).abs().amax((1, 2, 3)).min() > 0.02
-    assert turned.min() > 0 and turned.max() < 1  # nothing was clamped
-    luma = torch.tensor(augment.GREY)[:, None, None]
-    torch.testing.assert_close((turned * luma).sum(1), (x * luma).sum(1), atol=1e-5, rtol=0)
-    back = augment.apply(turned, nothing(x.shape, hue_turn=-TURNS))
-    torch.testing.assert_close(back, x, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 12, 20)])
-def test_each_image_has_its_own_draw(shape):
-    """Alone, with its row of the draws, an image comes out as in the batch."""
-    x = rand(16, *shape)
-    draws = augment.draw(COLOURED, x.shape, torch.Generator().manual_seed(3))
-    together = augment.apply(x, draws)
-    for i in range(len(x)):
-        torch.testing.assert_close(augment.apply(x[i : i + 1], one(draws, i))[0], together[i], atol=1e-5, rtol=0)
-    same = augment.apply(x[:1].expand_as(x), draws)
-    assert len({round(v, 6) for v in same.mean((1, 2, 3)).tolist()}) == 16
-
-
 @pytest.mark.parametrize("shape", SIZES)
 @pytest.mark.parametrize("name", augment.PRESETS)
 def test_views_are_finite_images(name, shape):
@@ -212,16 +189,6 @@ def test_views_depend_on_the_generator_alone(name):
     assert torch.equal(views(0), views(0))
     assert not torch.equal(views(1), seen[0])
     assert torch.equal(seen[0][0], augment.weak(images, name, torch.Generator().manual_seed(0)))
-
-
-def test_second_view_has_the_second_recipe(monkeypatch):
-    """Of two recipes that do nothing, only the second solarizes."""
-    still = augment.Recipe(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0, jitter=0, grey=0, blur=0)
-    monkeypatch.setitem(augment.PRESETS, "test", (still, augment.Recipe(**asdict(still) | {"solarize": 1.0})))
-    images = uint8(4, 3, 16, 16)
-    first, second = augment.two_views(images, "test", torch.Generator().manual_seed(0))
-    torch.testing.assert_close(first, images / 255, atol=1e-6, rtol=0)
-    torch.testing.assert_close(second, tv.solarize(images, 128) / 255, atol=1e-6, rtol=0)
 
 
 # image, longer side asked for, height and width to be had
@@ -344,3 +311,13 @@ def test_unknown_preset_names_the_nearest(ask):
         ask("simclrr")
     with pytest.raises(InputError, match="did you mean 'weak'"):
         augment.two_views(uint8(2, 1, 8, 8), "week", torch.Generator())
+
+
+def test_second_view_has_the_second_recipe(monkeypatch):
+    """Of two recipes that do nothing, only the second solarizes."""
+    still = augment.Recipe(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0, jitter=0, grey=0, blur=0)
+    monkeypatch.setitem(augment.PRESETS, "test", (still, augment.Recipe(**asdict(still) | {"solarize": 1.0})))
+    images = uint8(4, 3, 16, 16)
+    first, second = augment.two_views(images, "test", torch.Generator().manual_seed(0))
+    torch.testing.assert_close(first, images / 255, atol=1e-6, rtol=0)
+    torch.testing.assert_close(second, tv.solarize(images, 128) / 255, atol=1e-6, rtol=0)

@@ -7,7 +7,6 @@ import torch
 from safetensors import safe_open
 from synthetic import planted
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ptglab.detect.label_errors import Suspects
 from ptglab.errors import InputError
@@ -227,41 +226,6 @@ def test_margins_over_epochs_point_at_planted_flips(cpu):
 
 
 # ---- averaged weights
-
-
-@pytest.mark.parametrize("decay", [0.15, 0.99])
-@pytest.mark.parametrize("mode", ["linear", "full"])
-def test_the_weights_left_are_the_moving_average_over_all_steps(few, cpu, network, mode, decay):
-    """Of the parameters and the batch norms' statistics, after each of 12 steps; the first one is the first average."""
-    backbone, head = network()
-    seen, before = [], state(backbone)
-
-    def after_step(*_):
-        seen.append([value.double() for value in state(backbone, head)])
-
-    hook = register_optimizer_step_post_hook(after_step)
-    try:
-        *_, last = finetune.train(backbone, head, few.images[:96], few.labels_given[:96], mode=mode, epochs=4,
-                                  batch_size=32, validation=0, place=cpu, average=finetune.ema(backbone, head, decay),
-                                  test=(few.images[96:160], few.labels_true[96:160]))  # fmt: skip
-    finally:
-        hook.remove()
-    assert len(seen) == 12
-    average = seen[0]
-    for n, weights in enumerate(seen[1:], 1):
-        now = min(decay, (1 + n) / (10 + n))
-        average = [now * old + (1 - now) * new for old, new in zip(average, weights, strict=True)]
-    names = [key for module in (backbone, head) for key in module.state_dict()]
-    moved = 0.0
-    for name, ours, slow, final in zip(names, state(backbone, head), average, seen[-1], strict=True):
-        if not name.endswith("num_batches_tracked"):
-            torch.testing.assert_close(ours.double(), slow, rtol=1e-4, atol=1e-6)
-            moved = max(moved, (slow - final).abs().max().item())
-    assert moved > 1e-3  # the last weights are others
-    assert same(state(backbone), before) == (mode == "linear")
-    with torch.no_grad():
-        predicted = head.eval()(backbone.eval()(few.images[96:160].float() / 255)).argmax(1).numpy()
-    assert last["accuracy_test"] == (predicted == few.labels_true[96:160]).mean()
 
 
 # ---- rows admitted by a score

@@ -181,14 +181,6 @@ def test_gce_slow_reference(options, seed):
     assert losses.gce(logits, labels, **options).item() == pytest.approx(slow_gce(logits, labels, **options), rel=1e-5)
 
 
-@pytest.mark.parametrize("k", [2, 10])
-@pytest.mark.parametrize("q", [0.3, 0.7])
-def test_gce_of_equal_chances(k, q):
-    """(1 - K^-q) / q, whatever the label."""
-    value = losses.gce(torch.full((4, k), 3.0), torch.arange(4) % k, q)
-    assert value.item() == pytest.approx((1 - k**-q) / q, rel=1e-6)
-
-
 def test_gce_is_finite_where_the_label_cannot_be_right():
     """In bfloat16, too, which it computes in float32; its gradient vanishes, and that of the logarithm does not."""
     logits = torch.tensor([[200.0, 0.0, -200.0]], dtype=torch.bfloat16, requires_grad=True)

@@ -79,16 +79,6 @@ def test_lars_without_clip_is_lightlys(seed):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("clip", [True, False])
-def test_zero_norms_take_the_plain_step(clip):
-    """Zero weights move by lr x gradient; a zero gradient leaves its weights where they are."""
-    zero, still = nn.Parameter(torch.zeros(3, 2)), nn.Parameter(torch.ones(3, 2))
-    gradient = torch.arange(6.0).view(3, 2)
-    run(optim.LARS([zero, still], lr=0.5, clip=clip), [zero, still], [[gradient, torch.zeros(3, 2)]])
-    torch.testing.assert_close(zero.detach(), -0.5 * gradient)
-    assert torch.equal(still, torch.ones(3, 2))
-
-
 def test_parameters_without_gradient_stay():
     """One of a group, and a whole group."""
     moved, one, alone = (nn.Parameter(torch.ones(2, 2)) for _ in range(3))

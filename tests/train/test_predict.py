@@ -86,14 +86,6 @@ def test_repeats_are_averaged():
     assert abs(one_by_one[0] - one_by_one[1]).max() > 1e-3
 
 
-def test_out_of_fold_depends_on_its_seed_alone():
-    given, _, _, features = planted(n=200, rate=0.4)
-    first = predict.out_of_fold(features, given, 5, seed=1)
-    torch.manual_seed(99)
-    np.testing.assert_array_equal(predict.out_of_fold(features, given, 5, seed=1), first)
-    assert not np.array_equal(predict.out_of_fold(features, given, 5, seed=2), first)
-
-
 def test_a_feature_that_never_changes_does_no_harm():
     given, _, _, features = planted(n=200, rate=0.2)
     with_constant = np.concatenate([features, np.full((200, 1), 3, np.float32)], 1)
@@ -161,14 +153,6 @@ def test_a_head_is_the_same_alone(k, l2):
         alone = predict.linear_heads(features, labels[head], k, seen=seen[head : head + 1], l2=l2)
         np.testing.assert_allclose(softmax_heads(features, *alone)[0], together[head], atol=3e-4)
     assert min(np.abs(together[i] - together[i - 1]).max() for i in range(4)) > 0.05
-
-
-def test_what_a_head_has_not_seen_may_carry_any_label():
-    features, labels, seen = several_heads(5)
-    before = predict.linear_heads(features, labels, 5, seen=seen)
-    after = predict.linear_heads(features, np.where(seen, labels, (labels + 1) % 5), 5, seen=seen)
-    for ours, expected in zip(after, before, strict=True):
-        np.testing.assert_array_equal(ours, expected)
 
 
 @pytest.mark.parametrize(("folds", "l2"), [(2, 100.0), (5, 100.0), (3, 10.0)])
