@@ -122,7 +122,7 @@ def apply(x: Tensor, drawn: dict[str, Tensor | None], size: int | None = None) -
     """Return x [B, C, H, W] in [0, 1], changed as drawn: crop, flip, blur; then colours; then solarize.
 
     Rows and columns keep their number, or the longer of them becomes `size`. The result is channels-last: columns,
-    then colours, then rows are products of matrices as they lie, with one copy in between.
+    then colours, then rows are matrix products on the memory layout as it is, with one copy in between.
     """
     b, c, h, w = x.shape
     scale = (size or max(h, w)) / max(h, w)

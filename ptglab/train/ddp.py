@@ -39,6 +39,7 @@ from ptglab.files import GO_ON
 from ptglab.train import checkpoints
 
 CPU_MOST = 16  # processes on a CPU, where they are for trying out
+GRACE = 5.0  # seconds that processes have to end by themselves after one was lost
 PATIENCE = timedelta(minutes=10)  # for another process: rank 0 also takes the kNN accuracy and writes checkpoints
 
 
@@ -149,7 +150,7 @@ def _spawned(number: int, function: Callable, args: tuple, kwargs: dict) -> Iter
             with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # a process has ended: `join` says why
                 while not done:
                     if here not in wait([here, *context.sentinels]):
-                        context.join(0)
+                        context.join(0, GRACE)
                         continue
                     record, margins = here.recv()
                     if margins is not None:
@@ -161,7 +162,7 @@ def _spawned(number: int, function: Callable, args: tuple, kwargs: dict) -> Iter
                         history.flush()  # no later than the checkpoint that counts on it
                     here.send("taken")
             here.close()
-            while not context.join():
+            while not context.join(None, GRACE):
                 pass
             if not done:
                 raise InputError(f"one of {number} processes was lost; {GO_ON}")

@@ -1,4 +1,4 @@
-"""Where it runs and in which order: device, precision, compilation, memory format, seeded draws, batches, folds."""
+"""Where training runs and in which order: device, precision, compilation, seeded draws, batches, folds."""
 
 import ctypes
 import math
@@ -123,7 +123,7 @@ def threads() -> int:
 
 
 def _can_compile(kind: str) -> bool:
-    """Whether there is the C compiler, on Linux, with Python's headers, that torch.compile needs for this device."""
+    """Return whether this is Linux with the compiler and the headers of Python that torch.compile needs there."""
     variable, default = COMPILERS[kind]
     headers = Path(sysconfig.get_path("include"), "Python.h")
     return sys.platform == "linux" and bool(shutil.which(os.environ.get(variable, default))) and headers.exists()
@@ -171,8 +171,8 @@ def batch_sizes(rows: int, batch_size: int, drop_last: bool = False, least: int 
 def prefetch(inputs: Tensor, batches: Iterable, device: torch.device) -> Iterator[tuple[Tensor | slice, Tensor]]:
     """Yield (index, inputs[index]), the rows on `device`, for each index (int64 or a slice) of `batches`.
 
-    Rows that lie there are picked there. Others, in memory or in a mapped file, are gathered by a thread into pinned
-    memory, two batches ahead of their use, and copied without waiting.
+    Rows already on the device are picked there. Others, in memory or in a mapped file, are gathered into pinned memory
+    by a thread, two batches ahead of their use, and copied without waiting.
     """
     if inputs.device.type == device.type:
         for index in batches:
@@ -200,7 +200,7 @@ def to_float(inputs: Tensor) -> Tensor:
 
 
 def in_parts(module: nn.Module, x: Tensor) -> Tensor:
-    """Return `module(x)` where rows do not see each other: of halves, and halves of those, if memory is too small."""
+    """Return `module(x)` of rows that do not see each other: in halves, and halves of those, if memory is too small."""
     try:
         return module(x)
     except torch.OutOfMemoryError:

@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 
 from ptglab.train import backbones, engine, finetune, optim, pretrain
@@ -29,15 +30,13 @@ class Sum(torch.autograd.Function):
         return gradient
 
 
-class WholeBatch(nn.modules.batchnorm._BatchNorm):
+class WholeBatch(nn.BatchNorm1d):
     """What nn.SyncBatchNorm does on GPUs, on CPUs: batch norm of the rows of all processes."""
-
-    def _check_input_dim(self, x):
-        pass
 
     def forward(self, x):
         if not self.training:
-            return super().forward(x)
+            means, variances = self.running_mean, self.running_var
+            return F.batch_norm(x, means, variances, self.weight, self.bias, False, 0.0, self.eps)
         over, shape = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
         n = Sum.apply(x.new_tensor(x.numel() / x.shape[1]))
         mean = Sum.apply(x.sum(over)) / n
@@ -57,8 +56,8 @@ def whole_batch(network):
         for name, norm in parent.named_children():
             if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
                 other = WholeBatch(norm.num_features, norm.eps, norm.momentum, norm.affine).to(norm.running_mean.dtype)
-                for kind in ("_parameters", "_buffers"):  # the same tensors, which the optimizer knows
-                    setattr(other, kind, getattr(norm, kind))
+                for key in norm.state_dict():  # the same tensors, which the optimizer knows
+                    setattr(other, key, getattr(norm, key))
                 setattr(parent, name, other)
 
 

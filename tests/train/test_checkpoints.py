@@ -192,6 +192,12 @@ STATE = {
 }
 
 
+def test_both_are_dropped(two):
+    for _ in range(2):
+        checkpoints.drop(two)
+    assert list(two.parent.iterdir()) == []
+
+
 @pytest.fixture
 def model(tmp_path):
     checkpoints.write_tensors(tmp_path / "model.safetensors", STATE, {"epoch": "3"})

@@ -258,7 +258,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(few, cpu, network, tmp_path, 
 
     The epoch that was recorded when the run stopped is run and recorded again.
     """
-    path, history = tmp_path / "checkpoint.safetensors", np.zeros((2, 3, 70), np.float32)
+    path = tmp_path / "checkpoint.safetensors"
+    history = np.lib.format.open_memmap(tmp_path / "history.npy", "w+", np.float32, (2, 3, 70))
 
     def records(modules, **options):
         if decay:

@@ -290,3 +290,9 @@ def test_a_batch_too_large_for_memory_names_one_that_fits(some, fresh, cpu, monk
     monkeypatch.setitem(pretrain.METHODS, "simclr", replace(spec, loss=loss))
     with pytest.raises(InputError, match="batch_size=8 fits"):
         list(pretrain.train(fresh(width=2), some.images, "simclr", epochs=1, place=cpu, **SMALL))
+
+
+@pytest.mark.parametrize("method", pretrain.METHODS)
+def test_views_suit_the_dataset(method):
+    assert pretrain.views(method, "cifar10") == pretrain.METHODS[method].views
+    assert pretrain.views(method, "digits") == pretrain.views(method, "svhn") == "digits"
