@@ -35,7 +35,7 @@ from torch import Tensor, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ptglab.errors import InputError
-from ptglab.files import GO_ON
+from ptglab.files import GO_ON, writing
 from ptglab.train import checkpoints
 
 CPU_MOST = 16  # processes on a CPU, where they are for trying out
@@ -142,7 +142,9 @@ def _spawned(number: int, function: Callable, args: tuple, kwargs: dict) -> Iter
     """Yield the records of `function`, run by `number` processes of this machine, and take over what they trained."""
     with tempfile.TemporaryDirectory(prefix="ptglab-") as folder:
         here, there = multiprocessing.get_context("spawn").Pipe()
-        job = there, folder, max(1, torch.get_num_threads() // number), function, *_packed((args, kwargs), folder)
+        with writing(folder):
+            packed = _packed((args, kwargs), folder)
+        job = there, folder, max(1, torch.get_num_threads() // number), function, *packed
         context = multiprocessing.spawn(_work, (number, *job), number, join=False)
         there.close()
         try:
@@ -180,14 +182,14 @@ def _spawned(number: int, function: Callable, args: tuple, kwargs: dict) -> Iter
                 process.join()
         trained, _ = checkpoints.read_tensors(Path(folder, "trained.safetensors"))
         for i, module in enumerate(_modules(args, kwargs)):
-            state = {name: trained[f"{i}/{name}"] for name in module.state_dict()}
-            module.load_state_dict(state)
+            module.load_state_dict({name: trained[f"{i}/{name}"] for name in module.state_dict()})
             kwargs["place"].put(module)
 
 
 def _work(rank: int, number: int, pipe, folder: str, threads: int, function: Callable, args: tuple, kwargs: dict):
     """Be one of the processes of `_spawned`."""
     torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = True  # as `engine.prepare` does, which this process has not called
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
     os.environ["GLOO_SOCKET_IFNAME"] = loopback  # nothing listens to the network
     history = kwargs.get("history")
