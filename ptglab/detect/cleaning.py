@@ -15,7 +15,7 @@ class Recipe:
     """A row of RECIPES: options of `finetune.train`, and what is done with the suspects beforehand."""
 
     loss: str = "cross_entropy"
-    averaging: float = 0.0  # decay of the moving average of the weights
+    ema_decay: float = 0.0  # decay of the moving average of the weights
     curriculum: bool = False  # whether training starts on the least suspicious rows and ends on all unsuspicious ones
     clean: str = ""  # what is done with the suspects of each round: one of ACTIONS
 
@@ -25,7 +25,7 @@ ACTIONS = ("drop", "relabel")
 RECIPES = {
     "plain": Recipe(),
     "gce": Recipe(loss="gce"),
-    "ema": Recipe(averaging=0.99),
+    "ema": Recipe(ema_decay=0.99),
     "curriculum": Recipe(curriculum=True),
     "clean_drop": Recipe(clean="drop"),
     "clean_relabel": Recipe(clean="relabel"),

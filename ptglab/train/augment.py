@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ptglab.errors import one_of
-from ptglab.train import collectives
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma, as in Pillow and torchvision
 YIQ = np.array([GREY, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])  # FCC NTSC
@@ -50,10 +49,7 @@ _DIGITS = replace(_GREY, flip=0.0)
 PRESETS: dict[str, tuple[Recipe, Recipe]] = {
     "simclr": (_SIMCLR, _SIMCLR),
     "barlow_twins": (_BARLOW, replace(_BARLOW, solarize=0.2)),
-    "vicreg": (
-        replace(_BARLOW, crop_scale=(0.2, 1.0)),
-        replace(_BARLOW, crop_scale=(0.2, 1.0), solarize=0.1),
-    ),
+    "vicreg": (replace(_BARLOW, crop_scale=(0.2, 1.0)), replace(_BARLOW, crop_scale=(0.2, 1.0), solarize=0.1)),
     "grey": (_GREY, _GREY),
     "digits": (_DIGITS, _DIGITS),
     "weak": (Recipe(crop_scale=(0.6, 1.0), jitter=0.0, grey=0.0, blur=0.0),) * 2,
@@ -86,7 +82,7 @@ def preset(name: str) -> tuple[Recipe, Recipe]:
     return PRESETS[one_of("augmentation", name, PRESETS)]
 
 
-def draw(recipe: Recipe, shape: tuple[int, ...], generator: torch.Generator) -> dict[str, Tensor | None]:
+def draw(recipe: Recipe, shape: tuple[int, ...], rng: torch.Generator) -> dict[str, Tensor | None]:
     """Draw what happens to each of B images: every value a float32 or bool tensor [B], on the generator's device.
 
     shape: [B, C, H, W]. `top`, `left`, `height`, `width` are the crop in pixels; `*_factor` as in torchvision's
@@ -96,10 +92,10 @@ def draw(recipe: Recipe, shape: tuple[int, ...], generator: torch.Generator) -> 
     b, _, h, w = shape
 
     def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(b, generator=generator, device=generator.device)
+        return low + (high - low) * torch.rand(b, generator=rng, device=rng.device)
 
     def chance(p: float) -> Tensor:
-        return torch.rand(b, generator=generator, device=generator.device) < p
+        return torch.rand(b, generator=rng, device=rng.device) < p
 
     area = uniform(*recipe.crop_scale) * h * w
     ratio = uniform(*map(math.log, recipe.crop_ratio)).exp()
@@ -122,66 +118,69 @@ def draw(recipe: Recipe, shape: tuple[int, ...], generator: torch.Generator) -> 
     )
 
 
-def apply(x: Tensor, draws: dict[str, Tensor | None], size: int | None = None) -> Tensor:
+def apply(x: Tensor, drawn: dict[str, Tensor | None], size: int | None = None) -> Tensor:
     """Return x [B, C, H, W] in [0, 1], changed as drawn: crop, flip, blur; then colours; then solarize.
 
     Rows and columns keep their number, or the longer of them becomes `size`. The result is channels-last: columns,
-    then colours, then rows are products of matrices as they lie, with one copy in between.
+    then colours, then rows are matrix products on the memory layout as it is, with one copy in between.
     """
     b, c, h, w = x.shape
     scale = (size or max(h, w)) / max(h, w)
-    rows = _resampling(h, round(scale * h), draws["top"], draws["height"])  # [B, H', H]
-    columns = _resampling(w, round(scale * w), draws["left"], draws["width"])  # [B, W', W]
-    columns = torch.where(draws["flip"][:, None, None], columns.flip(1), columns)
-    if draws["sigma"] is not None:
-        rows, columns = (_blurring(m.shape[1], scale * draws["sigma"]) @ m for m in (rows, columns))
+    rows = _resampling(h, round(scale * h), drawn["top"], drawn["height"])  # [B, H', H]
+    columns = _resampling(w, round(scale * w), drawn["left"], drawn["width"])  # [B, W', W]
+    columns = torch.where(drawn["flip"][:, None, None], columns.flip(1), columns)
+    if drawn["sigma"] is not None:
+        rows, columns = (_blurring(m.shape[1], scale * drawn["sigma"]) @ m for m in (rows, columns))
     x = torch.bmm(x.reshape(b, c * h, w), columns.mT).view(b, c, h, columns.shape[1])
-    matrix, offset = _colours((x.mean(3) * rows.mean(1)[:, None]).sum(2), draws)
+    matrix, offset = _colours((x.mean(3) * rows.mean(1)[:, None]).sum(2), drawn)
     x = torch.bmm(matrix, x.flatten(2)).view(b, c, h, columns.shape[1])
     x = torch.bmm(rows, x.permute(0, 2, 3, 1).reshape(b, h, columns.shape[1] * c))
     x = x.add_(offset[:, None, None]).clamp_(0, 1)
     x = x.view(b, rows.shape[1], columns.shape[1], c).permute(0, 3, 1, 2)
-    if draws["solarize"] is not None:
-        x = torch.where(draws["solarize"][:, None, None, None] & (x >= 0.5), 1 - x, x)
+    if drawn["solarize"] is not None:
+        x = torch.where(drawn["solarize"][:, None, None, None] & (x >= 0.5), 1 - x, x)
     return x
 
 
 def two_views(
     images: Tensor,
     name: str,
-    generator: torch.Generator,
+    rng: torch.Generator,
     size: int | None = None,
     change: Callable[..., Tensor] = apply,
-    whole: int | None = None,
+    part: tuple[slice, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return two independently augmented float32 copies in [0, 1] of uint8 `images` [B, C, H, W], channels-last.
 
-    With `size` the longer side of the views has that many pixels; `change` may be a compiled `apply`. Of processes
-    that train together, each passes its share of a batch of `whole` images, and changes it as one alone would.
+    With `size` the longer side of the views has that many pixels; `change` may be a compiled `apply`. part: (rows,
+    total) if `images` are those rows of a batch of `total`, for all of which numbers are drawn: then they change as
+    they would in the whole batch.
     """
     x = images.float().mul_(1 / 255)
-    first, second = preset(name)
-    return tuple(change(x, _own(r, x, generator, whole), size) for r in (first, second))
+    return tuple(change(x, _draw_part(recipe, x, rng, part), size) for recipe in preset(name))
 
 
 def weak(
     images: Tensor,
     name: str,
-    generator: torch.Generator,
+    rng: torch.Generator,
     change: Callable[..., Tensor] = apply,
-    whole: int | None = None,
+    part: tuple[slice, int] | None = None,
 ) -> Tensor:
     """Return one such copy, by the first recipe of preset `name`, for supervised training."""
     x = images.float().mul_(1 / 255)
-    return change(x, _own(preset(name)[0], x, generator, whole))
+    return change(x, _draw_part(preset(name)[0], x, rng, part))
 
 
-def _own(recipe: Recipe, x: Tensor, generator: torch.Generator, whole: int | None) -> dict[str, Tensor | None]:
-    """Return the draws for `x`, this process's share of a batch of `whole`, for which all draw the same."""
-    if collectives.world() == 1:
-        return draw(recipe, x.shape, generator)
-    drawn = draw(recipe, (whole, *x.shape[1:]), generator)
-    return {name: None if values is None else collectives.share(values) for name, values in drawn.items()}
+def _draw_part(
+    recipe: Recipe, x: Tensor, rng: torch.Generator, part: tuple[slice, int] | None
+) -> dict[str, Tensor | None]:
+    """Return what is drawn for images `x`; see `two_views`."""
+    if part is None:
+        return draw(recipe, x.shape, rng)
+    rows, total = part
+    drawn = draw(recipe, (total, *x.shape[1:]), rng)
+    return {name: None if values is None else values[rows] for name, values in drawn.items()}
 
 
 def _resampling(n: int, m: int, start: Tensor, length: Tensor) -> Tensor:
@@ -206,19 +205,19 @@ def _blurring(n: int, sigma: Tensor) -> Tensor:
     return (weights @ shifts.flatten(1)).view(len(sigma), n, n)
 
 
-def _colours(mean: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _colours(mean: Tensor, drawn: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return each image's colour matrix [B, C, C] and the offset [B] added to all its channels.
 
     mean: [B, C], the image's mean colour, which contrast needs. The order is brightness, contrast, saturation,
     hue, grey; values are clamped once, at the end. Saturation scales the chroma, grey drops it, and hue turns it in
     the plane of YIQ, which is linear (HSV is not); none of them changes the luma.
     """
-    brightness, contrast = draws["brightness_factor"], draws["contrast_factor"]
+    brightness, contrast = drawn["brightness_factor"], drawn["contrast_factor"]
     gain, towards = brightness * contrast, (1 - contrast) * brightness  # contrast moves towards the mean luma
     if mean.shape[1] != 3:
         return gain[:, None, None] * torch.eye(mean.shape[1], device=mean.device), towards * mean.mean(1)
-    strength = torch.where(draws["grey"], 0, gain * draws["saturation_factor"])
-    angle = 2 * math.pi * draws["hue_turn"]
+    strength = torch.where(drawn["grey"], 0, gain * drawn["saturation_factor"])
+    angle = 2 * math.pi * drawn["hue_turn"]
     along, across = strength * angle.cos(), strength * angle.sin()
     # from numbers of Python's, since a table of constants would be copied to a GPU in every step
     entries = [gain * GREY[j] + along * CHROMA[i][j] + across * TURNED[i][j] for i in range(3) for j in range(3)]

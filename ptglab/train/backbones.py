@@ -9,49 +9,33 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ptglab.errors import InputError, one_of
-from ptglab.train import collectives, tensors
+from ptglab.train import checkpoints
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; `planes` channels out."""
+class Block(nn.Module):
+    """Convolutions with batch norm and a shortcut: 3x3, 3x3; or with `expansion` 4 a bottleneck 1x1, 3x3, 1x1."""
 
-    expansion = 1
-
-    def __init__(self, channels: int, planes: int, stride: int):
+    def __init__(self, channels: int, planes: int, stride: int, expansion: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, planes, 3, stride, 1, bias=False)
-        self.bn1 = collectives.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
-        self.bn2 = collectives.BatchNorm2d(planes)
-        self.downsample = _shortcut(channels, planes, stride)
+        kernels = (3, 3) if expansion == 1 else (1, 3, 1)
+        first, incoming = kernels.index(3), channels  # the first 3x3 convolution takes the stride
+        for i, kernel in enumerate(kernels, 1):
+            width = planes * expansion if i == len(kernels) else planes
+            step = stride if i - 1 == first else 1
+            setattr(self, f"conv{i}", nn.Conv2d(incoming, width, kernel, step, kernel // 2, bias=False))
+            setattr(self, f"bn{i}", nn.BatchNorm2d(width))
+            incoming = width
+        self.depth = len(kernels)
+        plain = stride == 1 and channels == incoming
+        self.downsample = nn.Identity() if plain else Shortcut(channels, incoming, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.bn1(self.conv1(x)).relu_()
-        y = self.bn2(self.conv2(y))
-        return y.add_(self.downsample(x)).relu_()
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions and a shortcut; 4 x `planes` channels out."""
-
-    expansion = 4
-
-    def __init__(self, channels: int, planes: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, planes, 1, bias=False)
-        self.bn1 = collectives.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, stride, 1, bias=False)
-        self.bn2 = collectives.BatchNorm2d(planes)
-        self.conv3 = nn.Conv2d(planes, 4 * planes, 1, bias=False)
-        self.bn3 = collectives.BatchNorm2d(4 * planes)
-        self.downsample = _shortcut(channels, 4 * planes, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn1(self.conv1(x)).relu_()
-        y = self.bn2(self.conv2(y)).relu_()
-        y = self.bn3(self.conv3(y))
+        y = x
+        for i in range(1, self.depth):
+            y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y)).relu_()
+        y = getattr(self, f"bn{self.depth}")(getattr(self, f"conv{self.depth}")(y))
         return y.add_(self.downsample(x)).relu_()
 
 
@@ -63,22 +47,15 @@ class Shortcut(nn.Sequential):
     """
 
     def __init__(self, channels: int, out: int, stride: int):
-        super().__init__(nn.Conv2d(channels, out, 1, bias=False), collectives.BatchNorm2d(out))
+        super().__init__(nn.Conv2d(channels, out, 1, bias=False), nn.BatchNorm2d(out))
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x[:, :, :: self.stride, :: self.stride])
 
 
-def _shortcut(channels: int, out: int, stride: int) -> nn.Module:
-    return nn.Identity() if stride == 1 and channels == out else Shortcut(channels, out, stride)
-
-
-BACKBONES = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-}
+# name -> expansion of the blocks, blocks a stage
+BACKBONES = {"resnet18": (1, (2, 2, 2, 2)), "resnet34": (1, (3, 4, 6, 3)), "resnet50": (4, (3, 4, 6, 3))}
 
 
 class ResNet(nn.Module):
@@ -91,21 +68,21 @@ class ResNet(nn.Module):
 
     def __init__(self, name: str = "resnet18", width: int = 64, channels: int = 3):
         super().__init__()
-        block, depths = BACKBONES[one_of("backbone", name, BACKBONES)]
+        expansion, depths = BACKBONES[one_of("backbone", name, BACKBONES)]
         if width < 1:
             raise InputError(f"width is {width}; it must be at least 1")
         self.sizes = {"name": name, "width": width, "channels": channels}
         self.register_buffer("mean", torch.full((channels,), 0.5))
         self.register_buffer("std", torch.full((channels,), 0.25))
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
-        self.bn1 = collectives.BatchNorm2d(width)
+        self.bn1 = nn.BatchNorm2d(width)
         incoming = width
         for i, depth in enumerate(depths):
             planes = width << i
             blocks = []
             for j in range(depth):
-                blocks.append(block(incoming, planes, stride=2 if i and not j else 1))
-                incoming = planes * block.expansion
+                blocks.append(Block(incoming, planes, 2 if i and not j else 1, expansion))
+                incoming = planes * expansion
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
         self.num_features = incoming
         for module in self.modules():
@@ -183,7 +160,7 @@ def projector(features: int, hidden: int, out: int, layers: int, seed: int) -> n
         torch.default_generator.manual_seed(int(seed))
         modules = []
         for a, b in zip(sizes[:-2], sizes[1:-1], strict=True):
-            modules += [nn.Linear(a, b, bias=False), collectives.BatchNorm1d(b), nn.ReLU(inplace=True)]
+            modules += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU(inplace=True)]
         return nn.Sequential(*modules, nn.Linear(sizes[-2], sizes[-1], bias=False))
 
 
@@ -196,7 +173,7 @@ def head(features: int, num_classes: int) -> nn.Sequential:
     linear = nn.Linear(features, num_classes)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
-    return nn.Sequential(collectives.BatchNorm1d(features, affine=False), linear)
+    return nn.Sequential(nn.BatchNorm1d(features, affine=False), linear)
 
 
 def save(path: str | Path, backbone: ResNet, head: nn.Module | None = None) -> None:
@@ -205,7 +182,7 @@ def save(path: str | Path, backbone: ResNet, head: nn.Module | None = None) -> N
     if head is not None:
         sizes["num_classes"], modules["head"] = head[1].out_features, head
     weights = {f"{name}.{k}": v for name, m in modules.items() for k, v in m.state_dict().items()}
-    tensors.save(path, weights, {"sizes": json.dumps(sizes)})
+    checkpoints.write_tensors(path, weights, {"sizes": json.dumps(sizes)})
 
 
 def load(path: str | Path) -> tuple[ResNet, nn.Module | None]:
@@ -215,7 +192,7 @@ def load(path: str | Path) -> tuple[ResNet, nn.Module | None]:
     """
     path = Path(path)
     try:
-        weights, about = tensors.load(path)
+        weights, about = checkpoints.read_tensors(path)
         sizes = json.loads(about["sizes"])
         num_classes = sizes.pop("num_classes", None)
         modules = nn.ModuleDict({"backbone": ResNet(**sizes)})

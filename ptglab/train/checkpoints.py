@@ -1,16 +1,63 @@
-"""Checkpoints: the state after an epoch, of which the one before is kept until the new one is whole."""
+"""Tensors and training states on disk: safetensors with a checksum; a checkpoint is kept until the next one is whole.
 
+No pickle is written or read. A file that was cut or changed is recognised by its checksum.
+"""
+
+import hashlib
+import json
 import os
 import sys
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ptglab import files
 from ptglab.errors import InputError
-from ptglab.train import collectives, tensors
+from ptglab.files import write, writing
+
+
+class Damaged(InputError):
+    """A file does not hold what was written; the message is the reason, without the path."""
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
+    """Write `tensors`, and the texts `about` them, to `path`: the whole file or nothing."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    about = about | {"checksum": "sha256", "sha256": _checksum(tensors, about)}
+    write(Path(path), lambda temporary: save_file(tensors, temporary, metadata=about))
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return (tensors, about) as they were given to `write_tensors`.
+
+    Raises FileNotFoundError if there is no such file, and Damaged if it is not a safetensors file or if its content
+    does not match its checksum. A file without a checksum is accepted as it is.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
+        raise Damaged(" ".join(str(error).split())[:200]) from None
+    stored = about.pop("checksum", None), about.pop("sha256", None)
+    if any(stored) and stored != ("sha256", _checksum(tensors, about)):
+        raise Damaged("its bytes are not those that were written")
+    return tensors, about
+
+
+def _checksum(tensors: dict[str, Tensor], about: dict[str, str]) -> str:
+    """Return the hex SHA-256 of names, types, shapes, texts and bytes."""
+    names = sorted(tensors)
+    shapes = [(name, str(tensors[name].dtype), list(tensors[name].shape)) for name in names]
+    digest = hashlib.sha256(json.dumps([shapes, about], sort_keys=True).encode())
+    for name in names:
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def previous(path: str | Path) -> Path:
@@ -19,74 +66,62 @@ def previous(path: str | Path) -> Path:
 
 
 def save(path: str | Path | None, epoch: int, optimizer: torch.optim.Optimizer, **modules) -> None:
-    """Write the state after `epoch` epochs: every module, every optimizer tensor. Without a `path`, do nothing.
+    """Write the state after `epoch` epochs: every module and the optimizer. Without a `path`, do nothing.
 
-    Of processes that train together, the first one writes.
-    At any moment a whole checkpoint is at `path` or at `previous(path)`. Raises InputError if the disk is full.
+    At any moment there is a whole checkpoint at `path` or at `previous(path)`. Raises InputError if the disk is full.
     """
-    if path is None or collectives.rank():
+    if path is None:
         return
     path = Path(path)
     state = {f"{name}/{k}": v for name, module in modules.items() for k, v in module.state_dict().items()}
     for i, values in optimizer.state_dict()["state"].items():
         state |= {f"optimizer/{i}/{k}": v for k, v in values.items()}
-    with files.writing(path.parent):
+    with writing(path.parent):
         if path.exists():
             os.replace(path, previous(path))
-    tensors.save(path, state, {"epoch": str(epoch)})
+    write_tensors(path, state, {"epoch": str(epoch)})
 
 
 def load(path: str | Path | None, optimizer: torch.optim.Optimizer, **modules) -> int:
     """Load what `save` wrote, strictly, and return how many epochs are done; 0 if there is nothing.
 
-    A damaged file gives way to the previous one, and a damaged previous one to a new start, which is said on stderr;
-    it is deleted. Processes that train together all get what the first one reads. Raises InputError if the file belongs
-    to another network.
+    A damaged checkpoint is deleted, with a message on stderr, and the previous one is loaded instead; if that is
+    damaged too, training starts anew. Raises InputError if the file belongs to another network.
     """
-    if path is None:
-        return 0
-    if not (found := collectives.told(_found, path)):
-        return 0
-    candidate, state, epoch = found
-    _restore(candidate, state, optimizer, modules)
-    return epoch
-
-
-def _found(path: str | Path) -> tuple[Path, dict[str, Tensor], int] | None:
-    """Return the newest whole checkpoint, its file, its state and its epochs; None if there is none."""
     damaged = []
-    for candidate in (Path(path), previous(path)):
+    for candidate in (Path(path), previous(path)) if path else ():
         try:
-            state, about = tensors.load(candidate)
+            state, about = read_tensors(candidate)
             epoch = int(about["epoch"])
         except FileNotFoundError:
             continue
-        except (tensors.Damaged, KeyError, ValueError) as error:
+        except (Damaged, KeyError, ValueError) as error:
             damaged.append(f"{candidate} is damaged ({error})")
-            candidate.unlink()  # it must not take the place of a whole one
+            candidate.unlink(missing_ok=True)  # it must not take the place of a whole one
             continue
         if damaged:
-            _say(f"{damaged[0]}: going on from the one before it, after epoch {epoch}")
-        return candidate, state, epoch
+            _print(f"{damaged[0]}: going on from the one before it, after epoch {epoch}")
+        _restore(candidate, state, optimizer, modules)
+        return epoch
     if damaged:
-        _say(f"{'; '.join(damaged)}: there is no whole one, this stage starts anew")
-    return None
+        _print(f"{'; '.join(damaged)}: there is no whole one, this stage starts anew")
+    return 0
 
 
 def drop(path: Path) -> None:
-    """Delete both checkpoints, where they are."""
+    """Delete both checkpoints, if they exist."""
     path.unlink(missing_ok=True)
     previous(path).unlink(missing_ok=True)
 
 
 def diverged(epoch: int, checkpoint: str | Path | None) -> str:
-    """Return the one line a run ends with when its loss is no longer finite."""
+    """Return the message a run ends with when its loss is no longer finite."""
     kept = f"the last good state is {checkpoint}" if checkpoint and Path(checkpoint).exists() else "nothing was kept"
     return f"the loss is not finite in epoch {epoch}; {kept}; a lower learning_rate usually mends it"
 
 
 def _restore(path: Path, state: dict[str, Tensor], optimizer: torch.optim.Optimizer, modules: dict) -> None:
-    """Put `state` into the modules and the optimizer."""
+    """Load `state` into the modules and the optimizer."""
     try:
         for name, module in modules.items():
             own = {k.removeprefix(f"{name}/"): v for k, v in state.items() if k.startswith(f"{name}/")}
@@ -101,6 +136,6 @@ def _restore(path: Path, state: dict[str, Tensor], optimizer: torch.optim.Optimi
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _say(line: str) -> None:
-    """Print a line to stderr, clear of a progress bar."""
+def _print(line: str) -> None:
+    """Print a line to stderr without breaking a progress bar."""
     tqdm.write(line, file=sys.stderr)

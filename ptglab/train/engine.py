@@ -1,4 +1,4 @@
-"""Where it runs and in which order: device, precision, compilation, memory format, seeded draws, batches, folds."""
+"""Where training runs and in which order: device, precision, compilation, seeded draws, batches, folds."""
 
 import ctypes
 import math
@@ -10,45 +10,46 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import joblib
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ptglab.errors import InputError, one_of
-from ptglab.train import collectives
+from ptglab.train.ddp import Shard
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
-
-
 RESIDENT_SHARE = 0.5  # of a GPU's free memory that images may take; the rest is for the network
 COMPILE_FROM = 2000  # steps that pay back what compiling costs: half a minute on two CPU cores
 COMPILERS = {"cpu": ("CXX", "g++"), "cuda": ("CC", "gcc")}  # what torch.compile calls: variable, default
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 @dataclass(frozen=True)
 class Place:
-    """A device with how to compute there. Convolutions run channels-last, which is faster on both kinds."""
+    """A device, how to compute there, and which shard of a batch. Convolutions run channels-last, which is faster."""
 
     device: torch.device
     precision: str
     compile_from: float = math.inf  # how many steps a function must be called for to be compiled
+    shard: Shard = Shard()
 
     def put(self, module: nn.Module) -> nn.Module:
-        """Move `module` there, its filters channels-last."""
+        """Move `module` to the device, its filters channels-last, and return it."""
         return module.to(self.device, memory_format=torch.channels_last)
 
     def batch(self, x: Tensor) -> Tensor:
-        """Move a batch there; images [B, C, H, W] become channels-last."""
+        """Return a batch on the device; images [B, C, H, W] become channels-last."""
         x = x.to(self.device, non_blocking=True)
         return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
     def resident(self, inputs: Tensor) -> Tensor:
-        """Return `inputs`, all rows, on the device if they fit beside a network, and otherwise as they are."""
+        """Return `inputs`, all rows, on the device if they fit there beside a network, and otherwise as they are."""
         if self.device.type == "cuda" and not inputs.is_cuda:
             free, _ = torch.cuda.mem_get_info(self.device)
             if inputs.nbytes > RESIDENT_SHARE * free:
@@ -56,11 +57,11 @@ class Place:
         return inputs.to(self.device)
 
     def compiled(self, function: Callable, steps: int) -> Callable:
-        """Return `function`, compiled if `steps` calls of it pay for that: once, for every module it is called with.
+        """Return `function`, compiled if `steps` calls of it pay for that: once for every module it is called with.
 
-        Networks of processes that train together are not compiled: they talk to each other in every batch norm.
+        A network that many processes train is not compiled: its batch norms talk to each other.
         """
-        alone = function is not forward or collectives.world() == 1
+        alone = function is not forward or self.shard.world == 1
         return _compiled(function) if alone and steps and steps >= self.compile_from else function
 
     def autocast(self) -> AbstractContextManager:
@@ -73,8 +74,7 @@ def place(device: str = "auto", precision: str = "auto", compile_from: float | N
     """Choose where to run: `auto` is CUDA with bfloat16 where there is a GPU, otherwise the CPU with float32.
 
     `compile_from` is the number of training steps from which network and augmentation are compiled; by default
-    COMPILE_FROM where there is a compiler, and never elsewhere. Sets the number of CPU threads to `threads()`, and has
-    the C library keep freed memory for the next array.
+    COMPILE_FROM where there is a compiler, and never elsewhere. Nothing is set: see `prepare`.
     Raises InputError for a device that is not there or an unknown precision.
     """
     if device == "auto":
@@ -85,18 +85,31 @@ def place(device: str = "auto", precision: str = "auto", compile_from: float | N
             raise RuntimeError
     except RuntimeError:
         raise InputError(f"unknown device '{device}': use auto, cpu, cuda or cuda:N") from None
-    if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
-        raise InputError(f"device '{device}' is not here ({torch.cuda.device_count()} CUDA devices): use device=cpu")
     on_gpu = chosen.type == "cuda"
+    if on_gpu and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
+        raise InputError(f"device '{device}' is not here ({torch.cuda.device_count()} CUDA devices): use device=cpu")
     if precision == "auto":
         precision = "bfloat16" if on_gpu else "float32"
     if compile_from is None:
         compile_from = COMPILE_FROM if _can_compile(chosen.type) else math.inf
-    if torch.get_num_threads() != threads():
-        torch.set_num_threads(threads())
-    _keep_memory()
-    torch.backends.cudnn.benchmark = on_gpu  # batches keep their shape, so the fastest convolution is searched once
     return Place(chosen, one_of("precision", precision, PRECISIONS), compile_from)
+
+
+def prepare(device: str = "auto", precision: str = "auto", compile_from: float | None = None) -> Place:
+    """Return `place(...)`, and set up this process for it: once, at the top of a notebook or a program.
+
+    Sets the number of CPU threads to `threads()`; lets cuDNN search for the fastest convolutions, once, since batches
+    keep their shape; and makes glibc keep freed memory for the next array, where by itself it returns large blocks at
+    once and fetches them again, page by page, for the next layer.
+    """
+    chosen = place(device, precision, compile_from)
+    torch.set_num_threads(threads())
+    torch.backends.cudnn.benchmark = chosen.device.type == "cuda"
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    return chosen
 
 
 def threads() -> int:
@@ -105,38 +118,12 @@ def threads() -> int:
     Those are the ones it is bound to, and no more than its control group's share of CPU time: a container with 2 of
     64 cores would otherwise run 64 threads, which wait for each other.
     """
-    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
-        return max(1, int(os.environ["OMP_NUM_THREADS"]))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = CPU_SHARE.read_text().split()
-        return max(1, min(cores, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no control group, or "max": no limit
-        return cores
-
-
-CPU_SHARE = Path("/sys/fs/cgroup/cpu.max")
-
-
-@cache
-def _keep_memory() -> None:
-    """Have the C library, if it is glibc, keep freed memory for the next array.
-
-    By itself it gives large blocks back at once, and they come again page by page for the next layer.
-    """
-    try:
-        c = ctypes.CDLL(None)
-        c.mallopt(M_MMAP_MAX, 0)
-        c.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    except (AttributeError, OSError, TypeError):
-        pass
-
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, int(asked)) if asked.isdigit() else joblib.cpu_count()
 
 
 def _can_compile(kind: str) -> bool:
-    """Whether there is the C compiler, on Linux, with Python's headers, that torch.compile needs for this device."""
+    """Return whether this is Linux with the compiler and the headers of Python that torch.compile needs there."""
     variable, default = COMPILERS[kind]
     headers = Path(sysconfig.get_path("include"), "Python.h")
     return sys.platform == "linux" and bool(shutil.which(os.environ.get(variable, default))) and headers.exists()
@@ -158,28 +145,34 @@ def generator(device: torch.device | str, seed: int, *purpose: int | str) -> tor
     return torch.Generator(device).manual_seed((zlib.crc32(words.encode()) << 31) ^ zlib.crc32(words[::-1].encode()))
 
 
-def shuffled_batches(rows: Tensor, batch_size: int, draws: torch.Generator, drop_last: bool) -> Iterator[Tensor]:
+def shuffled_batches(
+    rows: Tensor, batch_size: int, rng: torch.Generator, drop_last: bool = False, least: int = 1
+) -> Iterator[Tensor]:
     """Yield `rows` in random order, `batch_size` at a time, on their own device.
 
-    With `drop_last` a smaller rest is left out, unless it is all there is.
+    With `drop_last` a smaller rest is left out, unless it is all there is; otherwise a rest of fewer than `least` rows
+    joins the batch before it, since batch norm cannot train on a single row.
     """
-    order = rows[torch.randperm(len(rows), generator=draws, device=draws.device).to(rows.device)]
-    batches = order.split(batch_size)
-    if drop_last and len(batches) > 1 and len(batches[-1]) < batch_size:
-        batches = batches[:-1]
-    yield from batches
+    order = rows[torch.randperm(len(rows), generator=rng, device=rng.device).to(rows.device)]
+    sizes = batch_sizes(len(rows), batch_size, drop_last, least)
+    yield from order[: sum(sizes)].split(sizes)
 
 
-def steps_per_epoch(rows: int, batch_size: int, drop_last: bool) -> int:
-    """Return how many batches `shuffled_batches` yields."""
-    return max(1, rows // batch_size) if drop_last else -(-rows // batch_size)
+def batch_sizes(rows: int, batch_size: int, drop_last: bool = False, least: int = 1) -> list[int]:
+    """Return how many rows each of the batches of `shuffled_batches` has."""
+    full, rest = divmod(rows, batch_size)
+    if full and drop_last:
+        return [batch_size] * full
+    if full and rest < least:
+        return [batch_size] * (full - 1) + [batch_size + rest]
+    return [batch_size] * full + [rest] * (rest > 0)
 
 
 def prefetch(inputs: Tensor, batches: Iterable, device: torch.device) -> Iterator[tuple[Tensor | slice, Tensor]]:
     """Yield (index, inputs[index]), the rows on `device`, for each index (int64 or a slice) of `batches`.
 
-    Rows that lie there are picked there. Others, in memory or in a mapped file, are gathered by a thread into pinned
-    memory, two batches ahead of their use, and copied without waiting.
+    Rows already on the device are picked there. Others, in memory or in a mapped file, are gathered into pinned memory
+    by a thread, two batches ahead of their use, and copied without waiting.
     """
     if inputs.device.type == device.type:
         for index in batches:
@@ -207,7 +200,7 @@ def to_float(inputs: Tensor) -> Tensor:
 
 
 def in_parts(module: nn.Module, x: Tensor) -> Tensor:
-    """Return `module(x)` where rows do not see each other: of halves, and halves of those, if memory is too small."""
+    """Return `module(x)` of rows that do not see each other: in halves, and halves of those, if memory is too small."""
     try:
         return module(x)
     except torch.OutOfMemoryError:
@@ -217,18 +210,18 @@ def in_parts(module: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([in_parts(module, half) for half in x.chunk(2)])
 
 
-def within_memory(step: Callable, *batch: Tensor) -> object:
+def within_memory(step: Callable, *batch: Tensor, world: int = 1) -> object:
     """Return `step(*batch)`; raise InputError, with the batch size that fits, if the device's memory is too small.
 
-    `step` trains on a batch. It is not split in two: batch norm, and a contrastive loss, see it whole, so that the
-    result would be another. To say what fits, smaller batches are tried out, but not where processes train together:
-    afterwards the network is spoilt.
+    `step` trains on a batch. The batch is not split in two: batch norm and contrastive losses see it as a whole, so
+    that the result would differ. To find what fits, smaller batches are tried, which spoils the network; not so where
+    `world` processes train together.
     """
     try:
         return step(*batch)
     except torch.OutOfMemoryError:
-        if (number := collectives.world()) > 1:
-            raise InputError(f"a GPU's memory is too small for a batch shared by {number}: give a smaller batch_size, "
+        if world > 1:
+            raise InputError(f"a GPU's memory is too small for a batch shared by {world}: give a smaller batch_size, "
                              "or more devices") from None  # fmt: skip
     size = len(batch[0]) // 2
     while size >= 2:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ptglab.errors import InputError, one_of
-from ptglab.train import augment, checkpoints, collectives, engine, losses, optim
+from ptglab.train import augment, checkpoints, engine, losses, optim
 
 # mode -> learning rates of (head, backbone) for a batch of 128
 MODES = {"linear": (0.01, 0.0), "light": (0.01, 0.005), "full": (0.05, 0.05)}
+WEIGHT_DECAY = 5e-4
 
 
 def train(
@@ -24,20 +25,18 @@ def train(
     head: nn.Module,
     inputs: Tensor,
     labels_given: np.ndarray,
-    *,
     mode: str,
     epochs: int,
+    *,
     batch_size: int = 128,
     seed: int = 0,
     place: engine.Place | None = None,
     augmentation: str | None = None,
-    weight_decay: float = 5e-4,
     loss: str = "cross_entropy",
-    averaging: float = 0.0,
-    score: np.ndarray | None = None,
-    admitted: tuple[float, float] = (0.3, 1.0),
     validation: float = 0.1,
     test: tuple[Tensor, np.ndarray] | None = None,
+    average: AveragedModel | None = None,
+    rows: Callable[[int, np.ndarray], np.ndarray] | None = None,
     history: np.ndarray | None = None,
     checkpoint: str | Path | None = None,
 ) -> Iterator[dict]:
@@ -50,11 +49,9 @@ def train(
     `history`, float32 [epochs, N], is filled with each epoch's margins: the logit of the given label less the
     largest other one, as the row was trained on (Pleiss et al. 2020, arXiv 2001.10528, equation 1).
 
-    loss: a name of losses.SUPERVISED. averaging: if not 0, what is scored, and left in the modules at the end, is the
-    exponential moving average of the weights with this decay a step, lower for the first ones (Tarvainen & Valpola
-    2017, arXiv 1703.01780, section 2). score: float [N] of a detector, low = suspicious; then each epoch trains
-    only on the rows of the highest score in each given class, a share that grows from the first to the second of
-    `admitted` (self-paced learning, Kumar, Packer & Koller 2010, at one pace for every class).
+    loss: a name of losses.SUPERVISED. average: moving averages of the weights, made by `ema`, which are what is
+    scored and what the modules hold at the end. rows: returns the rows to train on in an epoch (from 0), int64, given
+    those that are not held out, by default all of them; see `curriculum`.
     With `checkpoint`, an unfinished run goes on from it. Raises InputError for what cannot be trained, or
     not in the device's memory (the batch of a frozen backbone is split instead, to the same result up to rounding),
     and FloatingPointError when the loss is no longer finite.
@@ -63,51 +60,46 @@ def train(
     criterion = losses.SUPERVISED[one_of("loss", loss, losses.SUPERVISED)]
     if augmentation:
         augment.preset(augmentation)
-    if batch_size < 2 or epochs < 1:
-        raise InputError(f"batch_size is {batch_size}, epochs {epochs}: they must be at least 2 and 1")
-    if score is not None and not (len(score) == len(labels_given) and np.isfinite(score).all()):
-        raise InputError(f"score has {len(score)} values for {len(labels_given)} rows, or some are not finite")
-    if not 0 < min(admitted) <= max(admitted) <= 1:
-        raise InputError(f"admitted is {admitted}; both shares must be above 0 and at most 1")
-    if not 0 <= averaging < 1:
-        raise InputError(f"averaging is {averaging}; it must be at least 0 and below 1")
-    rows, held_out = _held_out(labels_given, validation, seed)
     place = place or engine.place()
+    shard = place.shard
+    if batch_size < shard.least or epochs < 1:
+        raise InputError(f"batch_size is {batch_size}, epochs {epochs}: they must be at least {shard.least} and 1")
+    not_held_out, held_out = _held_out(labels_given, validation, seed)
+    taken = [torch.from_numpy(rows(epoch, not_held_out) if rows else not_held_out) for epoch in range(epochs)]
+    if (fewest := min(map(len, taken))) < shard.least:
+        raise InputError(f"nothing to train: {fewest} rows beside {len(held_out)} held out")
     network = place.put(nn.Sequential(backbone, head))
-    groups = optim.parameter_groups([head], head_rate * batch_size / 128, weight_decay)
+    groups = optim.parameter_groups([head], head_rate * batch_size / 128, WEIGHT_DECAY)
     if backbone_rate:
-        groups += optim.parameter_groups([backbone], backbone_rate * batch_size / 128, weight_decay)
+        groups += optim.parameter_groups([backbone], backbone_rate * batch_size / 128, WEIGHT_DECAY)
     optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
     modules = {"head": head, "backbone": backbone}
-    if averaging:
-        modules["averaged"] = AveragedModel(network, avg_fn=partial(_averaged, averaging), use_buffers=True)
-    scored = modules["averaged"].module if averaging else network
+    if average:
+        modules["averaged"] = place.put(average)
+    scored = average.module if average else network
     first = checkpoints.load(checkpoint, optimizer, **modules)
     inputs, labels = place.resident(inputs), torch.as_tensor(np.array(labels_given), device=place.device)
     if test is not None:
         test = place.resident(test[0]), test[1]
-    while len(rows) % batch_size == 1:  # the head's batch norm cannot train on a batch of one
-        batch_size += 1
-    shares = np.linspace(*admitted, epochs) if score is not None else np.ones(epochs)
-    taken = [_admitted(rows, labels_given, score, share, batch_size) for share in shares]
-    steps = [engine.steps_per_epoch(len(t), batch_size, drop_last=False) for t in taken]
+    steps = [len(engine.batch_sizes(len(t), batch_size, least=shard.least)) for t in taken]
     before, all_steps = [0, *accumulate(steps)], sum(steps)
     warmup = steps[0] * min(5, max(1, epochs // 10))
-    plain = engine.forward, augment.apply  # for the smaller last batch, too
+    plain = engine.forward, augment.apply  # for the last batch of another size, too
     compiled = [place.compiled(f, all_steps * bool(backbone_rate)) for f in plain]
+    trained = shard.parallel(network if backbone_rate else head)
 
     def learn(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Take one step on a batch, or this process's share of its inputs, and return its loss and logits [B, K]."""
+        """Take one step on the shard x of a batch with labels y [B], and return the whole batch's loss and logits."""
         forward = (compiled if len(y) == batch_size else plain)[0]
-        with place.autocast(), torch.set_grad_enabled(bool(backbone_rate)):
-            x = place.batch(x)  # rows of a frozen backbone do not see each other: memory need not hold all at once
-            features = forward(backbone, x) if backbone_rate else engine.in_parts(backbone, x)
         with place.autocast():
-            logits = collectives.gathered(head(features), len(y))
+            x = place.batch(x)
+            if not backbone_rate:  # its rows do not see each other: memory need not hold all at once
+                with torch.no_grad():
+                    x = engine.in_parts(backbone, x)
+            logits = shard.all_gather(forward(trained, x), len(y))
         value = criterion(logits.float(), y)
         optimizer.zero_grad()
-        value.backward()
-        collectives.sum_gradients(network.parameters())
+        (value * shard.world).backward()
         optimizer.step()
         return value.detach(), logits.detach().float()
 
@@ -116,26 +108,27 @@ def train(
         head.train(), backbone.train(bool(backbone_rate))
         margins = torch.empty(len(labels), device=place.device)
         order = engine.generator("cpu", seed, epoch, "order")
-        draws = engine.generator(place.device, seed, epoch, "weak")
-        batches = list(engine.shuffled_batches(taken[epoch].to(inputs.device), batch_size, order, drop_last=False))
-        fetched = engine.prefetch(inputs, map(collectives.share, batches), place.device)
-        for i, (index, (_, x)) in enumerate(zip(batches, fetched, strict=True), before[epoch]):
+        rng = engine.generator(place.device, seed, epoch, "weak")
+        chosen = taken[epoch].to(inputs.device)
+        batches = list(engine.shuffled_batches(chosen, batch_size, order, least=shard.least))
+        shards = engine.prefetch(inputs, (batch[shard.rows(len(batch))] for batch in batches), place.device)
+        for i, (index, (_, x)) in enumerate(zip(batches, shards, strict=True), before[epoch]):
             optim.set_learning_rate(optimizer, optim.warmup_cosine(i, all_steps, warmup))
             index = index.to(place.device, non_blocking=True)
             change, y = (compiled if len(index) == batch_size else plain)[1], labels[index]
-            whole = len(index)
-            x = augment.weak(x, augmentation, draws, change, whole) if augmentation else engine.to_float(x)
-            value, logits = engine.within_memory(learn, x, y)
-            if averaging:
-                modules["averaged"].update_parameters(network)
+            part = shard.rows(len(index)), len(index)
+            x = augment.weak(x, augmentation, rng, change, part) if augmentation else engine.to_float(x)
+            value, logits = engine.within_memory(learn, x, y, world=shard.world)
+            if average:
+                average.update_parameters(network)
             total += value * len(index)
             margins[index] = margin = _margins(logits, y)
             right += (margin > 0).sum()
         record = {
             "epoch": epoch + 1,
-            "loss": total.item() / len(taken[epoch]),
+            "loss": total.item() / len(chosen),
             "learning_rate": optimizer.param_groups[0]["lr"],
-            "accuracy_train": right.item() / len(taken[epoch]),
+            "accuracy_train": right.item() / len(chosen),
         }
         if not math.isfinite(record["loss"]):
             raise FloatingPointError(checkpoints.diverged(epoch + 1, checkpoint))
@@ -152,31 +145,57 @@ def train(
             history[epoch] = margins.cpu().numpy()
         record["seconds"] = time.perf_counter() - start
         yield record
-        if checkpoint and isinstance(history, np.memmap):
-            history.flush()  # no later than the checkpoint that counts on it
-        checkpoints.save(checkpoint, epoch + 1, optimizer, **modules)
+        if shard.rank == 0:
+            if checkpoint and isinstance(history, np.memmap):
+                history.flush()  # no later than the checkpoint that counts on it
+            checkpoints.save(checkpoint, epoch + 1, optimizer, **modules)
     network.load_state_dict(scored.state_dict())
 
 
-def _averaged(decay: float, average: Tensor, new: Tensor, number: Tensor) -> Tensor:
-    """Return the moving average with `new`: over `number` values so far, so that the first ones are soon forgotten."""
+def ema(backbone: nn.Module, head: nn.Module, decay: float) -> AveragedModel:
+    """Return exponential moving averages of both modules' weights and statistics, for `train` to update at each step.
+
+    decay: of a step, above 0 and below 1; lower for the first steps, which are soon forgotten. Tarvainen & Valpola 2017
+    (arXiv 1703.01780), section 2. Raises InputError for another decay.
+    """
+    if not 0 < decay < 1:
+        raise InputError(f"ema_decay is {decay}; it must be above 0 and below 1")
+    return AveragedModel(nn.Sequential(backbone, head), avg_fn=partial(_moving, decay), use_buffers=True)
+
+
+def _moving(decay: float, average: Tensor, new: Tensor, number: Tensor) -> Tensor:
+    """Return the average over `number` values so far, moved towards a `new` one."""
     return average + (new - average) * (1 - torch.clamp((1 + number) / (10 + number), max=decay))
 
 
-def _admitted(rows: Tensor, labels: np.ndarray, score: np.ndarray | None, share: float, batch_size: int) -> Tensor:
-    """Return the `share` of `rows` with the highest score of each label; no batch of them is a single row."""
-    if score is None:
-        return rows
-    rows = rows.numpy()
-    order = rows[np.lexsort((-np.asarray(score)[rows], labels[rows]))]  # by label, the most trusted first
+def curriculum(
+    labels_given: np.ndarray, score: np.ndarray, epochs: int, keep_fraction: tuple[float, float] = (0.3, 1.0)
+) -> Callable[[int, np.ndarray], np.ndarray]:
+    """Return the `rows` of `train` that admit the most trusted rows first: self-paced learning.
+
+    score: float [N] of a detector, low = suspicious. An epoch trains on the rows of the highest score in each given
+    class, a share that grows evenly from the first to the second of `keep_fraction` (Kumar, Packer & Koller 2010, at
+    one pace for every class). Raises InputError for a score or a share that does not fit.
+    """
+    if not (len(score) == len(labels_given) and np.isfinite(score).all()):
+        raise InputError(f"score has {len(score)} values for {len(labels_given)} rows, or some are not finite")
+    if not 0 < min(keep_fraction) <= max(keep_fraction) <= 1:
+        raise InputError(f"keep_fraction is {keep_fraction}; both shares must be above 0 and at most 1")
+    return partial(_most_trusted, np.asarray(labels_given), np.asarray(score), np.linspace(*keep_fraction, epochs))
+
+
+def _most_trusted(
+    labels: np.ndarray, score: np.ndarray, fractions: np.ndarray, epoch: int, rows: np.ndarray
+) -> np.ndarray:
+    """Return those of `rows` that have the highest score of their label: the share of them that `epoch` takes."""
+    order = rows[np.lexsort((-score[rows], labels[rows]))]  # by label, the most trusted first
     sizes = np.bincount(labels[rows])
-    place = np.arange(len(order)) - np.repeat(sizes.cumsum() - sizes, sizes)
-    taken = np.sort(order[place < np.ceil(share * sizes[labels[order]] - 1e-9)])
-    return torch.from_numpy(taken[1:] if len(taken) % batch_size == 1 else taken)
+    rank = np.arange(len(order)) - np.repeat(sizes.cumsum() - sizes, sizes)  # within the label
+    return np.sort(order[rank < np.ceil(fractions[epoch] * sizes[labels[order]] - 1e-9)])
 
 
-def _held_out(labels_given: np.ndarray, validation: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the rows to train on and a stratified share `validation` of the rows to hold out, int64 each."""
+def _held_out(labels_given: np.ndarray, validation: float, seed: int) -> tuple[np.ndarray, Tensor]:
+    """Return the rows that may be trained on, and a stratified share `validation` of all rows, held out; int64."""
     if len(np.unique(labels_given)) < 2:
         raise InputError("there is only one class among the given labels: nothing to tell apart")
     if not 0 <= validation <= 0.5:
@@ -184,13 +203,7 @@ def _held_out(labels_given: np.ndarray, validation: float, seed: int) -> tuple[T
     out = np.zeros(len(labels_given), bool)
     if validation:
         out = engine.folds(labels_given, round(1 / validation), seed) == 0
-    rows, held_out = (
-        torch.as_tensor(np.flatnonzero(~out)),
-        torch.as_tensor(np.flatnonzero(out)),
-    )
-    if len(rows) < 2:
-        raise InputError(f"nothing to train: {len(rows)} rows beside {len(held_out)} held out")
-    return rows, held_out
+    return np.flatnonzero(~out), torch.from_numpy(np.flatnonzero(out))
 
 
 def _margins(logits: Tensor, labels: Tensor) -> Tensor:
@@ -214,36 +227,26 @@ def cross_fit(
     loop: Callable[..., Iterator[dict]] | None = None,
     **options,
 ) -> Iterator[dict]:
-    """Train a network a fold on the rows of the other folds, and fill `probs`; yield one record an epoch.
+    """Train one network a fold on the rows of the other folds, and fill `probs`; yield one record an epoch.
 
     start: returns a new (backbone, head) for every fold. probs: float32 [N, K], filled with probabilities no row's
-    label had a part in. trusted: bool [N], the rows that are trained on, by default all. loop: `train`, or what has
-    many processes run it. options: those of `train`, without history, score and validation, which belong to one network
-    and are refused with an InputError. With `checkpoint`, every fold keeps its state beside it, and an unfinished run
-    goes on from there.
+    label had a part in. trusted: bool [N], the rows that are trained on, by default all. loop: `train`, or
+    `partial(ddp.run, devices, train)`. options: those of `train`, without history, rows, average and validation, which
+    belong to one network and are refused with an InputError. With `checkpoint`, every fold keeps its state beside it,
+    and an unfinished run goes on from there.
     Records are `train`'s, with the fold; `epoch` counts through.
     """
-    if refused := sorted({"history", "score", "validation"} & options.keys()):
-        raise InputError(f"cross_fit trains a network a fold: it takes no {', '.join(refused)}")
+    if refused := sorted({"history", "rows", "average", "validation"} & options.keys()):
+        raise InputError(f"cross_fit trains one network a fold: it takes no {', '.join(refused)}")
     place = place or engine.place()
     fold = engine.folds(labels_given, folds, seed)
+    options |= {"epochs": epochs, "seed": seed, "place": place, "validation": 0}
     for k in range(folds):
         backbone, head = start()
         rest = np.flatnonzero((fold != k) & (True if trusted is None else trusted))
         out = torch.as_tensor(np.flatnonzero(fold == k))
-        steps = (loop or train)(
-            backbone,
-            head,
-            inputs[rest],
-            labels_given[rest],
-            epochs=epochs,
-            seed=seed,
-            place=place,
-            validation=0,
-            checkpoint=checkpoint and Path(checkpoint).with_name(f"fold{k}-{Path(checkpoint).name}"),
-            **options,
-        )
-        for record in steps:
+        kept = checkpoint and Path(checkpoint).with_name(f"fold{k}-{Path(checkpoint).name}")
+        for record in (loop or train)(backbone, head, inputs[rest], labels_given[rest], checkpoint=kept, **options):
             yield record | {"epoch": k * epochs + record["epoch"], "fold": k}
         logits = engine.evaluate(nn.Sequential(backbone, head), inputs[out], place)
         probs[out.numpy()] = logits.softmax(1).cpu().numpy()

@@ -32,12 +32,7 @@ def barlow_twins(z1: Tensor, z2: Tensor, lambd: float = 5e-3) -> Tensor:
 
 
 def vicreg(
-    z1: Tensor,
-    z2: Tensor,
-    invariance: float = 25.0,
-    variance: float = 25.0,
-    covariance: float = 1.0,
-    eps: float = 1e-4,
+    z1: Tensor, z2: Tensor, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0, eps: float = 1e-4
 ) -> Tensor:
     """VICReg: twins close, every dimension with a standard deviation of at least 1, dimensions uncorrelated.
 
@@ -47,12 +42,12 @@ def vicreg(
     """
     z1, z2 = z1.float(), z2.float()
     hinge = sum(F.relu(1 - (z.var(dim=0) + eps).sqrt()).mean() for z in (z1, z2)) / 2
-    spread = 0.0
+    decorrelation = 0.0
     for z in (z1, z2):
         centred = z - z.mean(0)
         c = centred.T @ centred / (len(z) - 1)  # [D, D]
-        spread = spread + (c.square().sum() - torch.diagonal(c).square().sum()) / z.shape[1]
-    return invariance * F.mse_loss(z1, z2) + variance * hinge + covariance * spread
+        decorrelation = decorrelation + (c.square().sum() - torch.diagonal(c).square().sum()) / z.shape[1]
+    return invariance * F.mse_loss(z1, z2) + variance * hinge + covariance * decorrelation
 
 
 def standardise(z: Tensor, eps: float = 1e-5) -> Tensor:

@@ -3,11 +3,15 @@
 Coates, Ng & Lee 2011, "An Analysis of Single-Layer Networks in Unsupervised Feature Learning" (AISTATS), section 3.
 """
 
+import json
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptglab.train import engine
+from ptglab.errors import InputError
+from ptglab.train import checkpoints, engine
 
 SAMPLES = 50_000  # patches that filters are learned from
 ROUNDS = 15  # of k-means
@@ -26,37 +30,47 @@ class Patches(nn.Module):
     responses are projected on their D principal directions.
     """
 
-    def __init__(self, whitening: Tensor, mean: Tensor, centroids: Tensor, channels: int, side: int):
+    def __init__(self, channels: int, side: int, number: int, out: int = 0):
         super().__init__()
-        filters = torch.cat([whitening.T, centroids @ whitening.T])  # [P + K, P] on patches of mean 0 and variance 1
-        self.size = len(whitening)
-        self.register_buffer("filters", filters.view(-1, channels, side, side))
-        self.register_buffer("offset", filters @ mean)
-        self.register_buffer("centroids", centroids)
-        self.register_buffer("middle", torch.zeros(POOLED**2 * len(centroids)))
-        self.register_buffer("directions", torch.eye(0))
+        self.sizes = {"channels": channels, "side": side, "number": number, "out": out}
+        size, pooled = channels * side**2, POOLED**2 * number
+        self.register_buffer("filters", torch.zeros(size + number, channels, side, side))
+        self.register_buffer("offset", torch.zeros(size + number))
+        self.register_buffer("centroids", torch.zeros(number, size))
+        self.register_buffer("means", torch.zeros(pooled))
+        self.register_buffer("directions", torch.zeros(pooled, out))
 
     @property
     def num_features(self) -> int:
-        return self.directions.shape[1] or len(self.middle)
+        return self.sizes["out"] or len(self.means)
+
+    def compare(self, whitening: Tensor, mean: Tensor, centroids: Tensor) -> None:
+        """Set the filters: patches less their `mean` [P], times `whitening` [P, P], beside `centroids` [K, P]."""
+        filters = torch.cat([whitening.T, centroids @ whitening.T])  # [P + K, P] on patches of mean 0 and variance 1
+        self.filters, self.offset = filters.view(-1, *self.filters.shape[1:]), filters @ mean
+        self.centroids = centroids
+
+    def project(self, means: Tensor, directions: Tensor) -> None:
+        """Set what turns pooled responses [B, R] into features: their `means` [R] and `directions` [R, D]."""
+        self.means, self.directions, self.sizes["out"] = means, directions, directions.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = torch.cat([self.responses(block) for block in x.split(BLOCK)]) - self.middle
-        return pooled @ self.directions if self.directions.numel() else pooled
+        pooled = torch.cat([self.responses(block) for block in x.split(BLOCK)]) - self.means
+        return pooled @ self.directions if self.sizes["out"] else pooled
 
     def responses(self, x: Tensor) -> Tensor:
         """Return [B, POOLED^2 K] of images [B, C, H, W]: how near each region is to each centroid."""
-        x, side = 255 * x, self.filters.shape[-1]
+        x, side, size = 255 * x, self.filters.shape[-1], self.centroids.shape[1]
         mean = F.avg_pool2d(x.mean(1, keepdim=True), side, 1)
         variance = F.avg_pool2d(x.square().mean(1, keepdim=True), side, 1) - mean.square()
         deviation = variance.clamp_(min=0).add_(FLAT).sqrt_()
         y = F.conv2d(x.contiguous(), self.filters.contiguous())  # [B, P + K, H', W']; channels-last is slower here
         y = y.sub_(mean * self.filters.sum((1, 2, 3))[:, None, None]).div_(deviation).sub_(self.offset[:, None, None])
-        square = y[:, : self.size].square().sum(1, keepdim=True)
-        distance = y[:, self.size :].mul_(-2).add_(square).add_(self.centroids.square().sum(1)[:, None, None])
+        square = y[:, :size].square().sum(1, keepdim=True)
+        distance = y[:, size:].mul_(-2).add_(square).add_(self.centroids.square().sum(1)[:, None, None])
         distance = distance.clamp_(min=0).sqrt_()
-        near = distance.neg_().sub_(distance.mean(1, keepdim=True)).clamp_(min=0)
-        return F.adaptive_avg_pool2d(near, POOLED).flatten(1)
+        closeness = distance.neg_().sub_(distance.mean(1, keepdim=True)).clamp_(min=0)
+        return F.adaptive_avg_pool2d(closeness, POOLED).flatten(1)
 
 
 def learn(
@@ -68,10 +82,10 @@ def learn(
     """
     place, (n, channels, height, width) = place or engine.place(), images.shape
     side = min(side, height, width)
-    draws = engine.generator("cpu", seed, "patches")
-    rows = torch.randint(0, n, (SAMPLES,), generator=draws)
-    top = torch.randint(0, height - side + 1, (SAMPLES,), generator=draws)
-    left = torch.randint(0, width - side + 1, (SAMPLES,), generator=draws)
+    rng = engine.generator("cpu", seed, "patches")
+    rows = torch.randint(0, n, (SAMPLES,), generator=rng)
+    top = torch.randint(0, height - side + 1, (SAMPLES,), generator=rng)
+    left = torch.randint(0, width - side + 1, (SAMPLES,), generator=rng)
     steps = torch.arange(side)
     x = images[rows[:, None, None], :, (top[:, None] + steps)[:, :, None], (left[:, None] + steps)[:, None]]
     x = x.permute(0, 3, 1, 2).flatten(1).float().to(place.device)  # [SAMPLES, C side side]
@@ -80,12 +94,29 @@ def learn(
     x -= mean
     values, vectors = torch.linalg.eigh(x.T @ x / len(x))
     whitening = vectors * (values.clamp(min=0) + SMOOTH).rsqrt() @ vectors.T
-    network = Patches(whitening, mean, _k_means(x @ whitening, number), channels, side)
+    network = Patches(channels, side, number)
+    network.compare(whitening, mean, _k_means(x @ whitening, number))
     sample = engine.evaluate(network.to(place.device), images[:: -(-n // MOST)], place)  # [M, R]
-    network.middle, deviation = sample.mean(0), sample.std(0, correction=0).clamp(min=1e-6)
-    sample = (sample - network.middle) / deviation
+    means, deviation = sample.mean(0), sample.std(0, correction=0).clamp(min=1e-6)
+    sample = (sample - means) / deviation
     _, vectors = torch.linalg.eigh(sample.T @ sample)
-    network.directions = vectors.flip(1)[:, : min(out, len(sample) - 1)] / deviation[:, None]
+    network.project(means, vectors.flip(1)[:, : min(out, len(sample) - 1)] / deviation[:, None])
+    return network
+
+
+def save(path: str | Path, network: Patches) -> None:
+    """Write the network to `path` (safetensors), with its sizes in the metadata."""
+    checkpoints.write_tensors(path, network.state_dict(), {"patches": json.dumps(network.sizes)})
+
+
+def load(path: str | Path) -> Patches:
+    """Return the network that `save` wrote, to the bit. Raises InputError if the file is missing or holds another."""
+    try:
+        tensors, about = checkpoints.read_tensors(path)
+        network = Patches(**json.loads(about["patches"]))
+        network.load_state_dict(tensors, strict=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path} holds no learned patches: {' '.join(str(error).split())[:200]}") from None
     return network
 
 

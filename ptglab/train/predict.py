@@ -25,7 +25,7 @@ def features(
 ) -> np.ndarray:
     """Return the backbone's features, float32 [N, D], of uint8 `images` [N, C, H, W], unaugmented, in order.
 
-    They fill `into`, if given: an array [N, D] that may be mapped to a file, for more than memory holds.
+    If given, the array `into` [N, D] is filled; it may be mapped to a file, for more features than memory holds.
     """
     place = place or engine.place()
     backbone = place.put(backbone)
@@ -42,7 +42,7 @@ def probabilities(
 ) -> np.ndarray:
     """Return softmax probabilities float32 [N, K] of images, or of features with `nn.Identity()` as backbone.
 
-    They are not for detectors where the network has seen the labels of these rows: it vouches for what it learned.
+    Not for detectors if the network has seen the labels of these rows: it would confirm what it has learned.
     """
     place = place or engine.place()
     logits = engine.evaluate(place.put(nn.Sequential(backbone, head)), inputs, place)

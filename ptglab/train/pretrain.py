@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptglab.errors import InputError, one_of
-from ptglab.train import augment, backbones, checkpoints, collectives, engine, losses, optim
+from ptglab.train import augment, backbones, checkpoints, engine, losses, optim
 
 KNN_ROWS = 2048  # images the online kNN accuracy is taken on
+WEIGHT_DECAY = 1e-4
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,6 @@ def train(
     place: engine.Place | None = None,
     augmentation: str | None = None,
     learning_rate: float | None = None,
-    weight_decay: float = 1e-4,
     schedule: str = "full",
     projection: int | None = None,
     labels_given: np.ndarray | None = None,
@@ -80,7 +80,7 @@ def train(
     A record holds `epoch` (from 1), `loss`, `learning_rate`, `images_per_second`, `seconds` and, if `labels_given`
     [N] is passed, `knn_accuracy` against it: the labels are looked at, never learned from. `augmentation` names
     a preset, `projection` the width of the projector; both default to the method's own. `schedule` names a row of
-    SCHEDULES, whose rate `learning_rate` overrides.
+    SCHEDULES, whose rate `learning_rate` overrides. Many processes train as one if `place` has a shard; see `ddp.run`.
     With `checkpoint`, every epoch's state is written there once its record was taken, and an unfinished run goes on
     from it, drawing what it would have drawn: an epoch may be recorded twice, but never lost. Raises InputError for an
     unknown name, a size that cannot be trained or a batch that the device's memory cannot hold, and FloatingPointError
@@ -90,31 +90,31 @@ def train(
     augmentation = augmentation or spec.views
     augment.preset(augmentation)
     place = place or engine.place()
-    batch_size = min(batch_size, len(images))
-    if batch_size < 2 or epochs < 1:
+    shard, batch_size = place.shard, min(batch_size, len(images))
+    if batch_size < shard.least or epochs < 1:
         raise InputError(f"nothing to train: {len(images)} images, batch_size {batch_size}, epochs {epochs}")
     hidden, out = (projection or spec.hidden), min(spec.out, projection or spec.out)
     projector = backbones.projector(backbone.num_features, hidden, out, spec.layers, seed)
     backbone, projector = place.put(backbone), place.put(projector)
     rate = (learning_rate or plan.rate * spec.learning_rate) * batch_size / 256
-    optimizer = optim.LARS(optim.parameter_groups([backbone, projector], rate, weight_decay), lr=rate)
+    optimizer = optim.LARS(optim.parameter_groups([backbone, projector], rate, WEIGHT_DECAY), lr=rate)
     first = checkpoints.load(checkpoint, optimizer, backbone=backbone, projector=projector)
-    network, images = nn.Sequential(backbone, projector), place.resident(images)
+    network, images = shard.parallel(nn.Sequential(backbone, projector)), place.resident(images)
     rows = torch.arange(len(images), device=images.device)
-    steps = engine.steps_per_epoch(len(rows), batch_size, drop_last=True)
+    steps, own = len(engine.batch_sizes(len(rows), batch_size, drop_last=True)), shard.rows(batch_size)
+    part = None if shard.world == 1 else (own, batch_size)
     warmup = steps * min(10, max(1, epochs // 10))
     forward, change = (place.compiled(f, epochs * steps) for f in (engine.forward, augment.apply))
 
-    def learn(draws: torch.Generator, size: int | None, batch: Tensor) -> Tensor:
-        """Take one step on a batch [B, C, H, W], or this process's share of it, and return its loss."""
-        both = torch.cat(augment.two_views(batch, augmentation, draws, size, change, whole=batch_size))
+    def learn(rng: torch.Generator, size: int | None, x: Tensor) -> Tensor:
+        """Take one step on the shard x [B, C, H, W] of a batch, and return the loss of the whole batch."""
+        both = torch.cat(augment.two_views(x, augmentation, rng, size, change, part))
         with place.autocast():
             z = forward(network, place.batch(both)).chunk(2)
-        z1, z2 = (collectives.gathered(view, batch_size) for view in z)
+        z1, z2 = (shard.all_gather(view, batch_size) for view in z)
         loss = spec.loss(z1, z2, **spec.options)
         optimizer.zero_grad()
-        loss.backward()
-        collectives.sum_gradients(network.parameters())
+        (loss * shard.world).backward()
         optimizer.step()
         return loss.detach()
 
@@ -123,11 +123,11 @@ def train(
         network.train()
         size = round(plan.size * max(images.shape[2:])) if spec.small_views and epoch < plan.small * epochs else None
         order = engine.generator("cpu", seed, epoch, "order")
-        draws = engine.generator(place.device, seed, epoch, "views")
-        batches = map(collectives.share, engine.shuffled_batches(rows, batch_size, order, drop_last=True))
-        for i, (_, batch) in enumerate(engine.prefetch(images, batches, place.device)):
+        rng = engine.generator(place.device, seed, epoch, "views")
+        batches = (batch[own] for batch in engine.shuffled_batches(rows, batch_size, order, drop_last=True))
+        for i, (_, x) in enumerate(engine.prefetch(images, batches, place.device)):
             optim.set_learning_rate(optimizer, optim.warmup_cosine(epoch * steps + i, epochs * steps, warmup))
-            total += engine.within_memory(partial(learn, draws, size), batch)
+            total += engine.within_memory(partial(learn, rng, size), x, world=shard.world)
         total = total.item()  # the one wait for the device in an epoch
         seconds = time.perf_counter() - start
         record = {"epoch": epoch + 1, "loss": total / steps, "learning_rate": optimizer.param_groups[0]["lr"],
@@ -137,7 +137,8 @@ def train(
         if labels_given is not None:
             record["knn_accuracy"] = _knn_accuracy(backbone, images, labels_given, place)
         yield record
-        checkpoints.save(checkpoint, epoch + 1, optimizer, backbone=backbone, projector=projector)
+        if shard.rank == 0:
+            checkpoints.save(checkpoint, epoch + 1, optimizer, backbone=backbone, projector=projector)
 
 
 def _knn_accuracy(backbone: nn.Module, images: Tensor, labels: np.ndarray, place: engine.Place) -> float:

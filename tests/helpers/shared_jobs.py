@@ -1,16 +1,67 @@
-"""What processes of the tests do together; the others of them import it by this name."""
+"""What processes of the tests do together; they import it by this name."""
 
+import hashlib
 import os
-import time
-from dataclasses import replace
+import signal
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
 
-from ptglab.train import backbones, collectives, engine, finetune, optim, pretrain
+from ptglab.train import backbones, engine, finetune, optim, pretrain
 
 
+class Sum(torch.autograd.Function):
+    """The sum over all processes, and over their gradients on the way back."""
+
+    @staticmethod
+    def forward(ctx, x):
+        dist.all_reduce(x := x.clone())
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        dist.all_reduce(gradient := gradient.clone())
+        return gradient
+
+
+class WholeBatch(nn.BatchNorm1d):
+    """What nn.SyncBatchNorm does on GPUs, on CPUs: batch norm of the rows of all processes."""
+
+    def forward(self, x):
+        if not self.training:
+            means, variances = self.running_mean, self.running_var
+            return F.batch_norm(x, means, variances, self.weight, self.bias, False, 0.0, self.eps)
+        over, shape = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
+        n = Sum.apply(x.new_tensor(x.numel() / x.shape[1]))
+        mean = Sum.apply(x.sum(over)) / n
+        centred = x - mean.view(shape)
+        var = Sum.apply(centred.square().sum(over)) / n
+        y = centred / (var + self.eps).sqrt().view(shape)
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * n / (n - 1), self.momentum)
+        return y * self.weight.view(shape) + self.bias.view(shape) if self.affine else y
+
+
+def whole_batch(network):
+    """Make the batch norms of `network` see the rows of all processes, as convert_sync_batchnorm does."""
+    for parent in list(network.modules()):
+        for name, norm in parent.named_children():
+            if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+                other = WholeBatch(norm.num_features, norm.eps, norm.momentum, norm.affine).to(norm.running_mean.dtype)
+                for key in norm.state_dict():  # the same tensors, which the optimizer knows
+                    setattr(other, key, getattr(norm, key))
+                setattr(parent, name, other)
+
+
+@dataclass(frozen=True)
 class Exact(engine.Place):
     """A place that computes in float64, where what is left of a difference is no rounding."""
 
@@ -21,16 +72,17 @@ class Exact(engine.Place):
         return super().batch(x).double()
 
 
-def exact(place):
-    """Return such a place, and the context in which losses leave float64 as it is."""
+def exact(place, stack):
+    """Return such a place, for whose block losses leave float64 as it is, and batch norm sees the whole batch."""
     single = torch.Tensor.float
-    plain = mock.patch.object(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else single(x))
-    return Exact(place.device, place.precision, place.compile_from), plain
+    double = mock.patch.object(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else single(x))
+    stack.enter_context(double)
+    stack.enter_context(mock.patch.object(nn.SyncBatchNorm, "convert_sync_batchnorm", whole_batch))
+    return Exact(place.device, place.precision, place.compile_from, replace(place.shard, synchronised=True))
 
 
-def pretrained(images, place, options, width):
+def pretrained(images, options, width, place):
     """Yield of every method the losses and gradients of every step, and the weights after all of them, in float64."""
-    place, plain = exact(place)
     for method, spec in pretrain.METHODS.items():
         values, network = [], backbones.build("resnet18", width, images, 0)
 
@@ -38,115 +90,88 @@ def pretrained(images, place, options, width):
             values.append(spec.loss(z1, z2, **kwargs))
             return values[-1]
 
-        with plain, mock.patch.dict(pretrain.METHODS, {method: replace(spec, loss=noted)}):
-            yield watched(optim.LARS, network, pretrain.train(network, images, method, place=place, **options), values)
+        with ExitStack() as stack:
+            where = exact(place, stack)
+            stack.enter_context(mock.patch.dict(pretrain.METHODS, {method: replace(spec, loss=noted)}))
+            yield watched(optim.LARS, network, pretrain.train(network, images, method, place=where, **options), values)
 
 
-def finetuned(images, labels, place, options, width, history):
-    """The same of a fine-tuning, with the margins and the records."""
-    place, plain = exact(place)
-    network = backbones.build("resnet18", width, images, 0)
-    head = backbones.head(network.num_features, 10)
-    margins = finetune._margins  # into an array of float32
-    with plain, mock.patch.object(finetune, "_margins", lambda *of: margins(*of).to(torch.float32)):
-        steps = finetune.train(network, head, images, labels, place=place, history=history, **options)
-        yield watched(torch.optim.SGD, torch.nn.Sequential(network, head), steps, [])
+def finetuned(images, labels, options, width, place):
+    """Yield the same of a fine-tuning, with the margins and the records; linear, too, of a frozen backbone."""
+    for mode in ("full", "linear"):
+        network, margins = backbones.build("resnet18", width, images, 0), finetune._margins
+        head, history = backbones.head(network.num_features, 10), np.zeros((options["epochs"], len(labels)), np.float32)
+        with ExitStack() as stack:
+            where = exact(place, stack)
+            single = mock.patch.object(finetune, "_margins", lambda *of: margins(*of).to(torch.float32))  # noqa: B023
+            stack.enter_context(single)  # into an array of float32
+            average = finetune.ema(network, head, 0.5)
+            steps = finetune.train(network, head, images, labels, mode, place=where, history=history, average=average,
+                                   **options)  # fmt: skip
+            yield watched(torch.optim.SGD, nn.Sequential(network, head), steps, []) | {"history": history}
 
 
-def trained(images, labels, place, pretraining, finetuning, width, history):
+def trained(images, labels, pretraining, finetuning, width, place):
     """Yield what `pretrained` does, then what `finetuned` does."""
-    yield from pretrained(images, place, pretraining, width)
-    yield from finetuned(images, labels, place, finetuning, width, history)
+    yield from pretrained(images, pretraining, width, place)
+    yield from finetuned(images, labels, finetuning, width, place)
 
 
 def watched(optimizer, network, steps, values):
-    """Run `steps` to their end; return what came of it, and whether all processes hold the same weights."""
+    """Run `steps` to their end; return what came of it, as arrays, and whether all processes hold the same weights."""
     gradients, step = [], optimizer.step
 
     def noted(self, *args):
-        gradients.append([p.grad.clone() for group in self.param_groups for p in group["params"]])
+        gradients.append([p.grad.numpy(force=True).copy() for group in self.param_groups for p in group["params"]])
         return step(self, *args)
 
     with mock.patch.object(optimizer, "step", noted):
         records = list(steps)
-    state = {k: v.clone() for k, v in network.state_dict().items()}
+    state = {k: v.numpy(force=True).copy() for k, v in network.state_dict().items()}
+    digests = [hashlib.sha256(b"".join(v.tobytes() for v in state.values())).hexdigest()]
+    if dist.is_initialized():
+        dist.all_gather_object(digests := [None] * dist.get_world_size(), digests)
     return {"losses": [v.item() for v in values], "gradients": gradients, "weights": state, "records": records,
-            "same": _same(state)}  # fmt: skip
+            "same": all(each == digests[0] for each in digests)}  # fmt: skip
 
 
-def _same(state):
-    first = collectives.told(lambda: state)
-    mine = torch.tensor([float(all(torch.equal(first[k], state[k]) for k in state))])
-    return bool(collectives.gathered(mine, collectives.world()).all())
-
-
-def primitives():
-    """Yield what the parts do with numbers that can be reckoned by hand."""
-    rank, world = collectives.rank(), collectives.world()
+def gathered(place):
+    """Yield, of batches of 5 rows and 1: all rows, and each process's own with the gradient of their weighted sum."""
+    shard = place.shard
     for total in (5, 1):
         whole = torch.arange(2.0 * total).view(total, 2)
-        mine = collectives.share(whole).clone().requires_grad_()
-        back = collectives.gathered(mine, total)
+        mine = whole[shard.rows(total)].clone().requires_grad_()
+        back = shard.all_gather(mine, total)
         (back * (1 + whole)).sum().backward()
-        sizes = [None] * world
-        dist.all_gather_object(sizes, (len(mine), mine.grad.tolist()))
-        yield {"total": total, "back": back.tolist(), "parts": sizes}
-    p, q = torch.nn.Parameter(torch.zeros(2, 1)), torch.nn.Parameter(torch.zeros(3))
-    p.grad, q.grad = torch.full((2, 1), 1.0 + rank), torch.arange(3.0) * rank
-    collectives.sum_gradients([p, torch.nn.Parameter(torch.zeros(1)), q])
-    yield {"told": collectives.told(lambda: rank), "p": p.grad.tolist(), "q": q.grad.tolist()}
-
-
-def problem(shape, rows):
-    """Return inputs of batch norm, what their outputs are weighed by, and its weight."""
-    x, g = (torch.randn(rows, *shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in (0, 1))
-    return 3 * x + 1, g, 1 + torch.arange(shape[0], dtype=torch.float64)
-
-
-def normalised(shape, rows):
-    """Yield what batch norm makes of `rows` rows: outputs, the gradients, and the running statistics."""
-    x, g, weight = problem(shape, rows)
-    kind = collectives.BatchNorm2d if len(shape) == 3 else collectives.BatchNorm1d
-    norm = kind(shape[0]).double()
-    norm.weight.data = weight
-    mine = collectives.share(x).clone().requires_grad_()
-    y = collectives.gathered(norm(mine), rows)
-    (y * g).sum().backward()
-    collectives.sum_gradients(norm.parameters())
-    yield {"y": y.detach(), "dx": collectives.gathered(mine.grad, rows), "dw": norm.weight.grad, "db": norm.bias.grad,
-           "mean": norm.running_mean, "var": norm.running_var, "steps": norm.num_batches_tracked}  # fmt: skip
-
-
-def all_parts(place):
-    """Yield the above, one after the other."""
-    yield from primitives()
-    _, plain = exact(place)
-    with plain:
-        for shape, rows in SHAPES:
-            yield from normalised(shape, rows)
-
-
-CPU = engine.place("cpu")
-SHAPES = (((3, 4, 4), 5), ((3, 2, 2), 1), ((4,), 7), ((4,), 2))
+        parts = [None] * shard.world
+        dist.all_gather_object(parts, (len(mine), mine.grad.tolist()))
+        yield {"total": total, "back": back.tolist(), "parts": parts}
 
 
 def unlucky(place):
-    """Fail in every process but the first, which waits."""
-    if collectives.rank():
+    """Yield a record; then process 1 fails, and the others wait for it."""
+    yield {"epoch": 1}
+    if place.shard.rank == 1:
         raise RuntimeError("no luck here")
-    yield collectives.gathered(torch.zeros(1, 1), collectives.world()).tolist()
+    dist.barrier()
+    yield {"epoch": 2}
+
+
+def killed(place):
+    """The same, but process 1 is killed."""
+    yield {"epoch": 1}
+    if place.shard.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
 
 
 def endless(place):
     """Yield the ids of all processes, and go on for ever."""
-    ids = [None] * collectives.world()
+    ids = [None] * place.shard.world
     dist.all_gather_object(ids, os.getpid())
-    yield ids
     while True:
-        collectives.gathered(torch.zeros(1, 1), collectives.world())
+        yield {"ids": ids}
+        dist.barrier()
 
 
-def waiting(place):
-    """The same, but where waiting does not end by an error."""
-    yield from (next(endless(place)),)
-    time.sleep(1000)
+CPU = engine.place("cpu")

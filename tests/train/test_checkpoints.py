@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 from expected import refused
+from safetensors.torch import save_file
 from torch import nn
 
 from ptglab import files
@@ -29,8 +30,8 @@ OPTIMIZERS = {
 def train(modules, optimizer, epochs):
     """One step an epoch, on a batch that only the epoch decides."""
     for epoch in epochs:
-        draws = torch.Generator().manual_seed(epoch)
-        x, y = torch.randn(8, 3, generator=draws), torch.randint(0, 2, (8,), generator=draws)
+        rng = torch.Generator().manual_seed(epoch)
+        x, y = torch.randn(8, 3, generator=rng), torch.randint(0, 2, (8,), generator=rng)
         optimizer.zero_grad()
         nn.functional.cross_entropy(modules["head"](modules["backbone"](x)), y).backward()
         optimizer.step()
@@ -166,12 +167,6 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint(two, monkeypatch):
     assert resume(two, network(seed=1)) == 2
 
 
-def test_both_are_dropped(two):
-    checkpoints.drop(two)
-    checkpoints.drop(two)
-    assert list(two.parent.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     "other",
     [
@@ -186,7 +181,54 @@ def test_the_checkpoint_of_another_network_is_refused(checkpoint, other):
     refused(f"{checkpoint} cannot be resumed", call=resume)(checkpoint, other)
 
 
-def test_divergence_says_what_was_kept(checkpoint):
-    assert f"in epoch 4; the last good state is {checkpoint};" in checkpoints.diverged(4, checkpoint)
-    for nothing in (None, checkpoint.with_name("none")):
-        assert "in epoch 4; nothing was kept; a lower learning_rate" in checkpoints.diverged(4, nothing)
+# ---- tensors on disk
+
+STATE = {
+    "weight": torch.arange(24, dtype=torch.float32).reshape(2, 3, 2, 2).contiguous(memory_format=torch.channels_last),
+    "half": torch.tensor([1.5, -0.0, float("nan")], dtype=torch.bfloat16),
+    "count": torch.tensor(7),
+    "empty": torch.zeros(0, 3),
+    "mask": torch.tensor([True, False]),
+}
+
+
+def test_both_are_dropped(two):
+    for _ in range(2):
+        checkpoints.drop(two)
+    assert list(two.parent.iterdir()) == []
+
+
+@pytest.fixture
+def model(tmp_path):
+    checkpoints.write_tensors(tmp_path / "model.safetensors", STATE, {"epoch": "3"})
+    return tmp_path / "model.safetensors"
+
+
+def test_tensors_come_back_to_the_bit(model):
+    back, about = checkpoints.read_tensors(model)
+    assert about == {"epoch": "3"} and back.keys() == STATE.keys()
+    for name, tensor in STATE.items():
+        assert back[name].dtype == tensor.dtype and back[name].shape == tensor.shape
+        assert back[name].flatten().view(torch.uint8).equal(tensor.contiguous().flatten().view(torch.uint8))
+
+
+def test_any_bit_that_flips_and_any_length_but_the_whole_is_seen(model):
+    """Every byte of the file in turn: the length, the names, the texts, the tensors."""
+    whole = model.read_bytes()
+    for at in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << (at % 8)
+        for damaged in (flipped, whole[:at]):
+            model.write_bytes(damaged)
+            with pytest.raises(checkpoints.Damaged):
+                checkpoints.read_tensors(model)
+
+
+def test_what_is_no_file_of_tensors_and_what_has_no_checksum(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        checkpoints.read_tensors(tmp_path / "none")
+    with pytest.raises(checkpoints.Damaged):
+        checkpoints.read_tensors(tmp_path)
+    save_file({"a": torch.ones(2)}, tmp_path / "old.safetensors", metadata={"epoch": "1"})
+    back, about = checkpoints.read_tensors(tmp_path / "old.safetensors")
+    assert back["a"].tolist() == [1, 1] and about == {"epoch": "1"}

@@ -8,10 +8,7 @@ from synthetic import planted
 from ptglab.detect import neighbours
 from ptglab.train import augment, backbones, engine, finetune, losses, optim, predict, pretrain
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
 
 SMALL = {"batch_size": 32, "augmentation": "digits", "projection": 16}
@@ -38,9 +35,9 @@ def test_auto_chooses_cuda_with_bfloat16():
 def test_augmentation_equals_the_cpu(preset):
     x = torch.rand(16, 3, 32, 32)
     for recipe in augment.preset(preset):
-        draws = augment.draw(recipe, x.shape, torch.Generator().manual_seed(0))
-        on_gpu = augment.apply(x.cuda(), {k: None if v is None else v.cuda() for k, v in draws.items()})
-        torch.testing.assert_close(on_gpu.cpu(), augment.apply(x, draws), atol=2e-3, rtol=0)  # tf32 products
+        drawn = augment.draw(recipe, x.shape, torch.Generator().manual_seed(0))
+        on_gpu = augment.apply(x.cuda(), {k: None if v is None else v.cuda() for k, v in drawn.items()})
+        torch.testing.assert_close(on_gpu.cpu(), augment.apply(x, drawn), atol=2e-3, rtol=0)  # tf32 products
 
 
 @pytest.mark.parametrize("loss", [losses.nt_xent, losses.barlow_twins, losses.vicreg])
@@ -105,9 +102,9 @@ def test_compiled_augmentation_equals_plain(exact, size):
     change = engine.place("cuda", "float32", compile_from=0).compiled(augment.apply, 1)
     x = torch.rand(16, 3, 32, 32, device="cuda")
     for recipe in augment.preset("vicreg"):
-        draws = augment.draw(recipe, x.shape, engine.generator("cuda", 0))
-        expected = augment.apply(x, draws, size)
-        changed = change(x, draws, size)
+        drawn = augment.draw(recipe, x.shape, engine.generator("cuda", 0))
+        expected = augment.apply(x, drawn, size)
+        changed = change(x, drawn, size)
         torch.testing.assert_close(changed, expected, atol=1e-5, rtol=0)
         assert changed.is_contiguous(memory_format=torch.channels_last)
 
@@ -148,7 +145,7 @@ def test_pretraining_never_waits_within_an_epoch(few, unwaiting, method):
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("mode", finetune.MODES)
 def test_training_on_labels_never_waits_within_an_epoch(few, unwaiting, mode):
-    switched = unwaiting(engine.steps_per_epoch(len(few), 32, drop_last=False))
+    switched = unwaiting(len(engine.batch_sizes(len(few), 32)))
     backbone = backbones.build("resnet18", 16, few.images, 0)
     head = backbones.head(backbone.num_features, 10)
     options = {"epochs": 1, "batch_size": 32, "validation": 0, "augmentation": "weak_digits"}
@@ -178,9 +175,9 @@ def test_streamed_images_train_as_resident_ones(few, monkeypatch):
         gathered.append(rows.is_pinned() and not inputs.is_cuda)
         return rows
 
-    def step(function, batch):
+    def step(function, batch, world):
         seen.append(batch.cpu())
-        return learn(function, batch)
+        return learn(function, batch, world=world)
 
     monkeypatch.setattr(engine, "_pinned", gather)
     monkeypatch.setattr(engine, "within_memory", step)

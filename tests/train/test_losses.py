@@ -124,14 +124,6 @@ def test_nt_xent_of_equal_vectors(b):
     assert losses.nt_xent(z, 5 * z).item() == pytest.approx(math.log(2 * b - 1), rel=1e-6)
 
 
-@pytest.mark.parametrize("temperature", [0.2, 0.5, 1.0])
-def test_nt_xent_of_orthogonal_twins(temperature):
-    """Twins equal, everything else at right angles: log(1 + (2B - 2) exp(-1 / temperature))."""
-    z, b = torch.eye(6), 6
-    expected = math.log1p((2 * b - 2) * math.exp(-1 / temperature))
-    assert losses.nt_xent(z, z, temperature).item() == pytest.approx(expected, rel=1e-5)
-
-
 def test_barlow_twins_of_decorrelated_twins():
     """Columns of +-1 at right angles: c is the identity but for eps, so the loss is D (eps / (1 + eps))^2."""
     two = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
@@ -140,28 +132,12 @@ def test_barlow_twins_of_decorrelated_twins():
     assert losses.barlow_twins(z, -z).item() == pytest.approx(7 * 2**2, rel=1e-4)  # c = -identity
 
 
-@pytest.mark.parametrize("lambd", [5e-3, 0.5])
-def test_barlow_twins_of_repeated_dimension(lambd):
-    """Every dimension the same: c is all ones, and only the D (D - 1) other entries cost."""
-    column = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]])
-    z = 3 * column.expand(4, 6)
-    assert losses.barlow_twins(z, z, lambd).item() == pytest.approx(lambd * 30, rel=1e-4)
-
-
 def test_vicreg_of_constant_vectors():
     """Collapse: no distance, no covariance; a standard deviation of sqrt(eps) in every dimension."""
     z = torch.ones(8, 5)
     assert losses.vicreg(z, z).item() == pytest.approx(25 * (1 - 0.01), rel=1e-6)
     assert losses.vicreg(z, z, variance=1.0, eps=0.25).item() == pytest.approx(0.5, rel=1e-6)
     assert losses.vicreg(z, z + 2).item() == pytest.approx(25 * (1 - 0.01) + 25 * 4, rel=1e-6)
-
-
-def test_vicreg_of_decorrelated_twins():
-    """Standard deviation of at least 1 and no covariance: nothing left to lose, unless one dimension repeats."""
-    z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])  # variance 4/3
-    assert losses.vicreg(z, z).item() == pytest.approx(0, abs=1e-10)
-    z = z[:, :1].expand(4, 2)  # covariance 4/3, twice, over 2 dimensions, in both views
-    assert losses.vicreg(z, z).item() == pytest.approx(2 * (4 / 3) ** 2, rel=1e-6)
 
 
 @pytest.mark.parametrize("loss", ALL)
@@ -175,33 +151,12 @@ def test_swap_and_permutation(loss, seed):
     assert not torch.isclose(loss(z1, z2[order]), value, rtol=1e-2)  # the pairs matter
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_own_invariances(seed):
-    """NT-Xent: length of each vector; Barlow Twins: shift and scale of each dimension; VICReg: a common shift."""
-    z1, z2 = views(seed, b=40)
-    draws = torch.Generator().manual_seed(seed)
-    lengths = 0.1 + 5 * torch.rand(2, 40, 1, generator=draws)
-    torch.testing.assert_close(losses.nt_xent(lengths[0] * z1, lengths[1] * z2), losses.nt_xent(z1, z2))
-    scale, shift = 1 + torch.rand(2, 5, generator=draws), torch.randn(2, 5, generator=draws)
-    moved = losses.barlow_twins(scale[0] * z1 + shift[0], scale[1] * z2 + shift[1])
-    torch.testing.assert_close(moved, losses.barlow_twins(z1, z2), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(losses.vicreg(z1 + shift[0], z2 + shift[0]), losses.vicreg(z1, z2), rtol=1e-4, atol=1e-5)
-    assert losses.vicreg(z1 + shift[0], z2) != pytest.approx(losses.vicreg(z1, z2).item(), rel=1e-2)
-
-
 @pytest.mark.parametrize("loss", ALL)
 def test_bfloat16_is_computed_in_float32(loss):
     z1, z2 = (z.bfloat16() for z in views(0))
     value = loss(z1, z2)
     assert value.dtype == torch.float32
     assert value.item() == loss(z1.float(), z2.float()).item()
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_standardise_is_numpy(seed):
-    z = views(seed)[0]
-    expected = (z.numpy() - z.numpy().mean(0)) / z.numpy().std(0)
-    torch.testing.assert_close(losses.standardise(z), torch.as_tensor(expected), rtol=1e-4, atol=1e-5)
 
 
 def logits_and_labels(seed: int, b: int = 30, k: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -224,53 +179,6 @@ def slow_gce(logits, labels, q: float = 0.7) -> float:
 def test_gce_slow_reference(options, seed):
     logits, labels = logits_and_labels(seed)
     assert losses.gce(logits, labels, **options).item() == pytest.approx(slow_gce(logits, labels, **options), rel=1e-5)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_gce_lies_between_cross_entropy_and_absolute_error(seed):
-    """Section 3.2: q to 0 is cross entropy; q = 1 half the mean absolute error, 1 - p; it falls all the way."""
-    logits, labels = logits_and_labels(seed)
-    p = logits.softmax(1)[torch.arange(30), labels]
-    own = torch.nn.functional.one_hot(labels, 6)
-    absolute = (own - logits.softmax(1)).abs().sum(1).mean() / 2
-    torch.testing.assert_close(losses.gce(logits, labels, q=1.0), (1 - p).mean())
-    torch.testing.assert_close(losses.gce(logits, labels, q=1.0), absolute)
-    entropy = torch.nn.functional.cross_entropy(logits, labels)
-    torch.testing.assert_close(losses.gce(logits, labels, q=1e-3), entropy, rtol=2e-2, atol=0)
-    values = [losses.gce(logits, labels, q=q).item() for q in (1e-2, 0.3, 0.7, 1.0)]
-    assert entropy > values[0] > values[1] > values[2] > values[3]
-
-
-@pytest.mark.parametrize("k", [2, 10])
-@pytest.mark.parametrize("q", [0.3, 0.7])
-def test_gce_of_equal_chances(k, q):
-    """(1 - K^-q) / q, whatever the label."""
-    value = losses.gce(torch.full((4, k), 3.0), torch.arange(4) % k, q)
-    assert value.item() == pytest.approx((1 - k**-q) / q, rel=1e-6)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_gce_pulls_by_the_power_of_the_probability(seed):
-    """Its gradient is that of cross entropy, row by row, times p^q (section 3.2)."""
-    logits, labels = logits_and_labels(seed)
-    logits.requires_grad_()
-    p = logits.detach().softmax(1)[torch.arange(30), labels]
-    ours = torch.autograd.grad(losses.gce(logits, labels), logits)[0]
-    plain = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, labels), logits)[0]
-    torch.testing.assert_close(ours, p[:, None] ** 0.7 * plain, rtol=1e-4, atol=1e-7)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_gce_invariances(seed):
-    """Order of rows; a constant added to all logits of a row; names of classes."""
-    logits, labels = logits_and_labels(seed)
-    draws = torch.Generator().manual_seed(seed)
-    rows, classes = torch.randperm(30, generator=draws), torch.randperm(6, generator=draws)
-    value = losses.gce(logits, labels)
-    torch.testing.assert_close(losses.gce(logits[rows], labels[rows]), value)
-    torch.testing.assert_close(losses.gce(logits + torch.randn(30, 1, generator=draws), labels), value)
-    torch.testing.assert_close(losses.gce(logits[:, classes], classes.argsort()[labels]), value)
-    assert not torch.isclose(losses.gce(logits, labels[rows]), value, rtol=1e-2)  # the pairs matter
 
 
 def test_gce_is_finite_where_the_label_cannot_be_right():

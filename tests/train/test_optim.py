@@ -79,32 +79,6 @@ def test_lars_without_clip_is_lightlys(seed):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_excluded_groups_are_plain_sgd():
-    weights, gradients = problem(0)
-    ours, theirs = ([nn.Parameter(w.clone()) for w in weights] for _ in range(2))
-    run(optim.LARS([dict(params=ours, weight_decay=0.1, adapt=False)], lr=0.1), ours, gradients)
-    run(torch.optim.SGD(theirs, lr=0.1, momentum=0.9, weight_decay=0.1), theirs, gradients)
-    torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize("clip", [True, False])
-def test_zero_norms_take_the_plain_step(clip):
-    """Zero weights move by lr x gradient; a zero gradient leaves its weights where they are."""
-    zero, still = nn.Parameter(torch.zeros(3, 2)), nn.Parameter(torch.ones(3, 2))
-    gradient = torch.arange(6.0).view(3, 2)
-    run(optim.LARS([zero, still], lr=0.5, clip=clip), [zero, still], [[gradient, torch.zeros(3, 2)]])
-    torch.testing.assert_close(zero.detach(), -0.5 * gradient)
-    assert torch.equal(still, torch.ones(3, 2))
-
-
-def test_clipped_step_in_closed_form():
-    """||w|| = 5, ||g|| = 10: the step is eta ||w|| / ||g|| x g with a large rate, rate x g with a small one."""
-    for rate, step in ((1.0, 0.02 * 5 / 10), (0.001, 0.001)):
-        w = nn.Parameter(torch.tensor([[3.0, 4.0]]))
-        run(optim.LARS([w], lr=rate, momentum=0.0), [w], [[torch.tensor([[6.0, -8.0]])]])
-        torch.testing.assert_close(w.detach(), torch.tensor([[3 - 6 * step, 4 + 8 * step]]))
-
-
 def test_parameters_without_gradient_stay():
     """One of a group, and a whole group."""
     moved, one, alone = (nn.Parameter(torch.ones(2, 2)) for _ in range(3))
@@ -127,13 +101,6 @@ def test_warmup_cosine(steps, warmup):
         optimizer.step(), schedule.step()
 
 
-def test_warmup_cosine_at_key_steps():
-    assert [optim.warmup_cosine(i, 12, 4) for i in (0, 3, 4)] == [0.25, 1.0, 1.0]
-    assert optim.warmup_cosine(8, 12, 4) == pytest.approx(0.5)
-    assert optim.warmup_cosine(12, 12, 4) == pytest.approx(0, abs=1e-12)
-    assert optim.warmup_cosine(3, 4, 4) == 1.0  # nothing but warm-up
-
-
 def test_parameter_groups_split_by_dimensions():
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
     linear, frozen = nn.Linear(4, 3), nn.Linear(2, 2).requires_grad_(False)
@@ -145,11 +112,3 @@ def test_parameter_groups_split_by_dimensions():
     assert (heavy["weight_decay"], heavy["adapt"], light["weight_decay"], light["adapt"]) == (0.01, True, 0.0, False)
     assert all(group["lr"] == group["base_lr"] == 0.3 for group in (heavy, light))
     assert len(optim.parameter_groups([nn.Linear(2, 2, bias=False)], 0.1, 0.0)) == 1  # no empty group
-
-
-def test_set_learning_rate_scales_the_base():
-    groups = optim.parameter_groups([nn.Linear(2, 2)], 0.4, 0.0) + optim.parameter_groups([nn.Linear(2, 2)], 0.02, 0.0)
-    optimizer = torch.optim.SGD(groups)
-    for factor in (0.5, 0.25, 1.0):  # from the base every time, never from the last rate
-        optim.set_learning_rate(optimizer, factor)
-        assert [g["lr"] for g in optimizer.param_groups] == [0.4 * factor] * 2 + [0.02 * factor] * 2

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from expected import refused
 
 from ptglab.lab import metrics
-from ptglab.train import engine, patches, predict
+from ptglab.train import backbones, engine, patches, predict
 
 
 def learned(images: torch.Tensor, **options) -> patches.Patches:
@@ -17,12 +18,13 @@ def uint8(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_responses_by_hand(channels):
     """Patch by patch: mean 0, variance 1, whitened, how much nearer than average to each centroid; region means."""
-    side, k, draws = 3, 7, np.random.default_rng(channels)
+    side, k, rng = 3, 7, np.random.default_rng(channels)
     size = channels * side**2
-    root = draws.normal(size=(size, size))
-    whitening, mean, centroids = root @ root.T / size, draws.normal(size=size), draws.normal(size=(k, size))
+    root = rng.normal(size=(size, size))
+    whitening, mean, centroids = root @ root.T / size, rng.normal(size=size), rng.normal(size=(k, size))
     tensors = (torch.tensor(a, dtype=torch.float32) for a in (whitening, mean, centroids))
-    network, x = patches.Patches(*tensors, channels, side), 255 * draws.random((2, channels, 7, 8))
+    network, x = patches.Patches(channels, side, k), 255 * rng.random((2, channels, 7, 8))
+    network.compare(*tensors)
     expected = np.zeros((2, k, 5, 6))
     for i, top, left in np.ndindex(2, 5, 6):
         patch = x[i, :, top : top + side, left : left + side].ravel()
@@ -76,3 +78,17 @@ def test_few_or_tiny_images_of_any_channels(shape):
 def test_blank_images_are_finite():
     images = torch.full((20, 3, 12, 12), 7, dtype=torch.uint8)
     assert np.isfinite(predict.features(learned(images, number=10), images, engine.place("cpu"))).all()
+
+
+def test_saved_patches_have_the_same_features(few, tmp_path):
+    network, place = learned(few.images, number=20, out=12), engine.place("cpu")
+    patches.save(tmp_path / "patches.safetensors", network)
+    back = patches.load(tmp_path / "patches.safetensors")
+    assert back.num_features == 12
+    np.testing.assert_array_equal(*(predict.features(each, few.images, place) for each in (network, back)))
+
+
+def test_a_file_of_other_weights_is_refused(few, tmp_path):
+    backbones.save(tmp_path / "other", backbones.build("resnet18", 1, few.images, 0))
+    for name in ("other", "none"):
+        refused(f"{tmp_path / name} holds no learned patches", call=patches.load)(tmp_path / name)

@@ -1,5 +1,3 @@
-import warnings
-
 import numpy as np
 import pytest
 import torch
@@ -8,8 +6,6 @@ from sklearn.linear_model import LogisticRegression
 from synthetic import planted
 from torch import nn
 
-from ptglab.detect import label_errors
-from ptglab.detect.suspects import InSample
 from ptglab.errors import InputError
 from ptglab.train import backbones, engine, predict
 
@@ -37,12 +33,6 @@ def test_out_of_fold_is_sklearns_regression_fold_by_fold(n, k, folds, l2):
     assert probs.dtype == np.float32
     np.testing.assert_allclose(probs, expected, atol=1e-3)
     np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)
-
-
-def test_out_of_fold_keeps_the_order_of_rows():
-    """Separable blobs, rows as they come: each row's most probable class is its own."""
-    _, true, _, features = planted(n=300, rate=0)
-    assert (predict.out_of_fold(features, true, 5).argmax(1) == true).mean() > 0.98
 
 
 def test_out_of_fold_learns_nothing_from_labels_that_say_nothing():
@@ -87,25 +77,6 @@ def test_heads_learn_from_trusted_rows_only(share, l2):
     assert np.abs(probs - predict.out_of_fold(features, given, 4, seed=1, l2=l2)).max() > 0.02
 
 
-def test_a_label_that_is_not_trusted_is_in_no_prediction(monkeypatch):
-    """With the folds pinned, any labels of untrusted rows predict the same; so do two versions side by side."""
-    given, _, _, features = planted(n=200, k=4, rate=0.2)
-    trusted = np.arange(200) % 4 > 0
-    monkeypatch.setattr(engine, "folds", lambda labels, number, seed: (np.arange(200) + seed) % number)
-    other = np.where(trusted, given, (given + 1) % 4)
-    before, after = (predict.out_of_fold(features, y, 4, repeats=2, trusted=trusted) for y in (given, other))
-    np.testing.assert_array_equal(after, before)
-    both = predict.out_of_fold(features, np.stack([given, other]), 4, repeats=2, trusted=trusted)
-    np.testing.assert_allclose(both, np.stack([before, before]), atol=3e-4)
-    assert np.abs(predict.out_of_fold(features, other, 4, repeats=2) - before).max() > 0.05
-
-
-def test_to_trust_every_row_is_the_default():
-    given, _, _, features = planted(n=150, k=3)
-    everything = predict.out_of_fold(features, given, 3, trusted=np.ones(150, bool))
-    np.testing.assert_array_equal(everything, predict.out_of_fold(features, given, 3))
-
-
 def test_repeats_are_averaged():
     given, _, _, features = planted(n=120, k=3)
     both = np.stack([given, given[::-1]])
@@ -113,25 +84,6 @@ def test_repeats_are_averaged():
     together = predict.out_of_fold(features, both, 3, seed=7, repeats=3)
     np.testing.assert_allclose(together, np.mean(one_by_one, 0), atol=1e-5)
     assert abs(one_by_one[0] - one_by_one[1]).max() > 1e-3
-
-
-def test_out_of_fold_depends_on_its_seed_alone():
-    given, _, _, features = planted(n=200, rate=0.4)
-    first = predict.out_of_fold(features, given, 5, seed=1)
-    torch.manual_seed(99)
-    np.testing.assert_array_equal(predict.out_of_fold(features, given, 5, seed=1), first)
-    assert not np.array_equal(predict.out_of_fold(features, given, 5, seed=2), first)
-
-
-def test_a_class_of_one_image_is_predicted_by_a_head_that_never_saw_it():
-    _, true, _, features = planted(n=200, k=3, rate=0)
-    true[17] = 3
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        probs = predict.out_of_fold(features, true, 5)  # class 4 has no image at all
-    assert np.isfinite(probs).all()
-    np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)
-    assert probs[17, 3] < 0.01 and probs[:, 4].max() < 0.05
 
 
 def test_a_feature_that_never_changes_does_no_harm():
@@ -152,12 +104,6 @@ def test_a_feature_that_never_changes_does_no_harm():
 def test_what_cannot_be_split_is_named(labels, folds, message):
     with pytest.raises(InputError, match=message):
         predict.out_of_fold(random_features(20, 4), labels, 2, folds=folds)
-
-
-def test_leaving_one_out_works():
-    given, _, _, features = planted(n=40, k=2, rate=0)
-    probs = predict.out_of_fold(features, given, 2, folds=40)
-    assert (probs.argmax(1) == given).mean() > 0.9
 
 
 def several_heads(k: int, n: int = 240) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -198,21 +144,6 @@ def test_linear_heads_are_sklearns_regressions(k, l2):
         np.testing.assert_allclose(ours[1][head], peer.predict_proba(x), atol=1e-3)
 
 
-@pytest.mark.parametrize("l2", [1.0, 100.0])
-@pytest.mark.parametrize("k", [2, 7])
-def test_the_gradient_of_every_head_vanishes(k, l2):
-    """Summed cross entropy plus l2/2 |W|^2 in float64, next to the gradient where the heads start, at zero."""
-    features, labels, seen = several_heads(k)
-    weight, bias = predict.linear_heads(features, labels, k, seen=seen, l2=l2)
-    p, x = softmax_heads(features, weight, bias), np.c_[standardised(features), np.ones(len(features))]
-    for head, rows in enumerate(seen):
-        given = np.eye(k)[labels[head]]
-        shrink = l2 * weight[head] * features.astype(np.float64).std(0, ddof=1)[:, None]
-        gradient = x[rows].T @ (p[head] - given)[rows] + np.r_[shrink, np.zeros((1, k))]
-        start = x[rows].T @ (1 / k - given)[rows]
-        assert np.linalg.norm(gradient) < 3e-4 * np.linalg.norm(start)
-
-
 @pytest.mark.parametrize("l2", [10.0, 100.0])
 @pytest.mark.parametrize("k", [2, 5])
 def test_a_head_is_the_same_alone(k, l2):
@@ -222,21 +153,6 @@ def test_a_head_is_the_same_alone(k, l2):
         alone = predict.linear_heads(features, labels[head], k, seen=seen[head : head + 1], l2=l2)
         np.testing.assert_allclose(softmax_heads(features, *alone)[0], together[head], atol=3e-4)
     assert min(np.abs(together[i] - together[i - 1]).max() for i in range(4)) > 0.05
-
-
-def test_what_a_head_has_not_seen_may_carry_any_label():
-    features, labels, seen = several_heads(5)
-    before = predict.linear_heads(features, labels, 5, seen=seen)
-    after = predict.linear_heads(features, np.where(seen, labels, (labels + 1) % 5), 5, seen=seen)
-    for ours, expected in zip(after, before, strict=True):
-        np.testing.assert_array_equal(ours, expected)
-
-
-def test_heads_that_see_every_row_need_not_say_so():
-    features, labels, seen = several_heads(3)
-    default = predict.linear_heads(features, labels, 3)
-    for ours, expected in zip(default, predict.linear_heads(features, labels, 3, seen=seen | True), strict=True):
-        np.testing.assert_array_equal(ours, expected)
 
 
 @pytest.mark.parametrize(("folds", "l2"), [(2, 100.0), (5, 100.0), (3, 10.0)])
@@ -281,21 +197,6 @@ def test_labels_no_head_can_learn_are_named(call, labels, words):
     refused(*words, call=call)(random_features(20, 4), labels, 2)
 
 
-def test_quadratics_of_any_curvature_are_minimised_side_by_side(monkeypatch):
-    """Curvatures from .001 to 1 in one head, all .001 in the next, all 1 in the third; the minima are known."""
-    monkeypatch.setattr(predict, "TOLERANCE", 1e-16)
-    minima = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 3, 3)))
-    curvature = torch.ones(4, 3, 3, dtype=torch.float64)
-    curvature[..., 0], curvature[..., 1] = torch.logspace(-3, 0, 12).view(4, 3), 1e-3
-
-    def objective(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        gradient = curvature * (v - minima)
-        return 1 + (gradient * (v - minima)).sum((0, 1)) / 2, gradient
-
-    found = predict._lbfgs(objective, torch.zeros_like(minima))
-    np.testing.assert_allclose(found, minima, atol=1e-4)
-
-
 def visited(start: torch.Tensor, *heads) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Minimise `heads`, functions of [D, K], from `start`; return the points [T, D, K, H], losses [T, H] and result."""
     points, losses = [], []
@@ -310,43 +211,6 @@ def visited(start: torch.Tensor, *heads) -> tuple[torch.Tensor, torch.Tensor, to
 
     found = predict._lbfgs(objective, start[..., None].repeat(1, 1, len(heads)))
     return torch.stack(points), torch.stack(losses), found
-
-
-def test_a_head_that_steps_too_far_halves_its_step_alone():
-    """Of log cosh the curvature seen far out promises a far longer step than the slope, never above 1, bears out.
-
-    Every point after one that is worse lies halfway back to the best; a quadratic solved beside it goes its own way.
-    """
-    start = torch.full((2, 2), 5.0, dtype=torch.float64)
-    slopes = torch.tensor([[1.0, 0.5], [0.2, 0.05]], dtype=torch.float64)
-
-    def flat(v: torch.Tensor) -> torch.Tensor:
-        return 1 + (torch.logaddexp(v, -v) - np.log(2)).sum()
-
-    def bowl(v: torch.Tensor) -> torch.Tensor:
-        return 1 + (slopes * (v - 1) ** 2).sum() / 2
-
-    points, losses, found = visited(start, flat, bowl)
-    best, halved = 0, 0
-    for i in range(1, len(points) - 1):
-        if losses[i, 0] <= losses[best, 0]:
-            best = i
-        else:
-            halved += 1
-            expected = (points[best, ..., 0] + points[i, ..., 0]) / 2
-            np.testing.assert_allclose(points[i + 1, ..., 0], expected, atol=1e-9)
-    assert halved > 5
-    np.testing.assert_allclose(found[..., 0], 0, atol=1e-3)
-
-    alone, _, by_itself = visited(start, bowl)
-    moves = [points[0, ..., 1]]
-    for point in points[1:, ..., 1]:
-        if not torch.equal(point, moves[-1]):
-            moves.append(point)
-    assert len(points) > len(moves) >= len(alone) > 5
-    np.testing.assert_allclose(torch.stack(moves[: len(alone)]), alone[..., 0], atol=1e-9)
-    np.testing.assert_allclose(found[..., 1], by_itself[..., 0], atol=2e-3)
-    np.testing.assert_allclose(found[..., 1], 1, atol=2e-3)
 
 
 def test_read_only_arrays_are_taken_silently():
@@ -400,28 +264,6 @@ def test_probabilities_are_the_direct_softmax(backbone, few, cpu):
     np.testing.assert_allclose(ours, direct, atol=1e-4)
     cached = torch.as_tensor(predict.features(backbone, few.images, cpu))
     np.testing.assert_allclose(predict.probabilities(nn.Identity(), head, cached, cpu), ours, atol=1e-5)
-
-
-def test_evaluation_changes_nothing_of_the_network(backbone, few, cpu):
-    before = {k: v.clone() for k, v in backbone.state_dict().items()}
-    predict.features(backbone.train(), few.images, cpu)
-    assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
-
-
-def test_probabilities_of_a_network_that_saw_the_labels_are_refused_as_evidence(cpu):
-    """In sample it vouches for the labels that it has memorised; out of fold, the same head finds them."""
-    given, true, _, features = planted(n=200, rate=0.2)
-    head = nn.Linear(16, 5)
-    weight, bias = predict.linear_heads(features, given, 5)
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(weight[0].T)), head.bias.copy_(torch.from_numpy(bias[0]))
-    inside = predict.probabilities(nn.Identity(), head, torch.from_numpy(features), cpu)
-    assert isinstance(inside, InSample)
-    refused("predict.out_of_fold", "finetune.cross_fit", call=label_errors.detect)("confidence", given, inside)
-    outside = predict.out_of_fold(features, given, 5)
-    assert type(outside) is np.ndarray
-    found = label_errors.detect("confidence", given, outside).flagged & (given != true)
-    assert found.sum() > 0.9 * (given != true).sum()
 
 
 @pytest.mark.parametrize("rows", [7, 100, 1 << 16])
