@@ -73,7 +73,7 @@ def audit(folder: Path, n: int) -> list[dict]:
     network = backbones.build("resnet18", 8, images.images[:8], 0)
     features = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float32, (n, network.num_features))
     with stage("features") as row:
-        predict.features(network, images.images, engine.place("cpu"), features)
+        predict.features(network, images.images, engine.prepare("cpu"), features)
         row["bytes"] = features.nbytes
     features = np.load(folder / "features.npy", mmap_mode="r")
     found = neighbours.nearest(features[:500], 20)  # once unmeasured: compilers and libraries start

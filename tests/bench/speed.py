@@ -91,7 +91,7 @@ def ssl_epoch(
     lightly: SimCLR only, its transform and its loss, one forward a view, the default memory format, in a process of its
     own, as it runs without ptglab. torchvision: transforms v2, and the rest as ours, so that only the feeding differs.
     """
-    place, images = place or engine.place(), peers.random_images(n, size)
+    place, images = place or engine.prepare(), peers.random_images(n, size)
     batch_size = min(batch_size, n // engine.threads())
     backbone = backbones.build("resnet18", width, images, 0)
     ours = pretrain.train(backbone, images, method, epochs=peers.EPOCHS, batch_size=batch_size, place=place)
