@@ -149,7 +149,8 @@ def gathered(place):
 
 
 def unlucky(place):
-    """Yield a record; then process 1 fails, and the others wait for it."""
+    """Yield a record once all processes have met; then process 1 fails, and the others wait for it."""
+    dist.barrier()
     yield {"epoch": 1}
     if place.shard.rank == 1:
         raise RuntimeError("no luck here")
@@ -159,6 +160,7 @@ def unlucky(place):
 
 def killed(place):
     """The same, but process 1 is killed."""
+    dist.barrier()
     yield {"epoch": 1}
     if place.shard.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
