@@ -35,7 +35,7 @@ def run(
     parameters = locals() | {"run_dir": str(out), "dataset": str(source), "start": str(start)}
     del parameters["source"], parameters["out"]
     notebooks.checked(stages.NOTEBOOK, notebooks.declared_parameters(stages.NOTEBOOK), parameters)
-    plan, place = stages.plan(budget, detector, flag), engine.prepare(device)
+    plan, place = stages.plan(budget, detector, flag), engine.place(device)
     with stages.refusal_leaves_nothing(out):
         folder = runs.start(out, stages.CHANGEABLE, **parameters)
         images, pixels = stages.load(folder, str(source), labels, image_size, plan)
