@@ -62,7 +62,7 @@ for name in ("confidence", "disagreement", "confident_learning"):
     told[name]["recall"] = float(suspects.flagged[wrong].mean())
 names = [str(i) for i in range(k)]
 image_set = data.ImageSet(torch.from_numpy(pixels), given, None, names, [f"{i % 100}/{i}.png" for i in range(n)])
-exports.write_table(folder / "suspects.csv", exports.table(image_set, suspects))
+exports.write_csv(folder / "suspects.csv", exports.table(image_set, suspects))
 tell("suspects.csv")
 exports.gallery(folder / "gallery.html", image_set, suspects, "a million", "confident_learning")
 tell("gallery.html")

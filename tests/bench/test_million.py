@@ -156,7 +156,7 @@ for name in ("confidence", "disagreement", "confident_learning", "knn"):
         suspects = label_errors.detect(name, given, probs, near=near)
     row |= {"precision": wrong[suspects.flagged].mean(), "recall": suspects.flagged[wrong].mean()}
 with stage("tables and gallery") as row:
-    exports.write_table(folder / "suspects.csv", exports.table(images, suspects))
+    exports.write_csv(folder / "suspects.csv", exports.table(images, suspects))
     exports.gallery(folder / "gallery.html", images, suspects, "scale", "knn")
 row["bytes"] = sum((folder / name).stat().st_size for name in ("suspects.csv", "gallery.html"))
 print(json.dumps([{k: float(v) if isinstance(v, np.floating) else v for k, v in row.items()} for row in rows]))
