@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ptglab import cli, stopping
+from ptglab.lab import board, runs, sweeps
 
 
 @pytest.fixture
@@ -121,6 +122,19 @@ def test_an_audit_says_what_it_found(run, tmp_path, monkeypatch):
     status, out, _ = run("audit", "digits", "--budget", "standard", "--no-flip")
     for words in ("12 of 3,400 labels look wrong", "5.0%", "1.0% to 20.0%", "3 left out", "[red]dog", "gallery.html"):
         assert words in out.replace("\n", " ")
+
+
+def test_a_demo_a_run_and_a_sweep_say_where_results_are(run, tmp_path, monkeypatch):
+    row = {"noise": "uniform", "noise_rate": 0.4, "effective_rate": 0.4, "n_train": 9, "mode": "linear", "f1": 0.5}
+    rows = [row | {"init": init, "seed": s, "detector": "knn"} for init in ("scratch", "simclr") for s in (0, 1)]
+    monkeypatch.setattr(cli.notebooks, "execute", lambda *_: runs.start("runs/demo").save_results(rows))
+    status, out, _ = run("demo")
+    assert status == 0 and all(words in out for words in ("nominal 40%", "2 noise seeds", "simclr", "50.0 ± 0.0"))
+    assert run("run", "02_pretrain", "out.ipynb", "-p", "epochs=3") == (0, "out.ipynb\n", "")
+    monkeypatch.setattr(sweeps, "run", lambda cells, out, jobs, dask: (len(cells), str(out), jobs, dask))
+    monkeypatch.setattr(board, "watch", lambda title, news, *_: 3 if news == (5, "runs/smoke", 2, "") else 0)
+    status, out, _ = run("sweep", "smoke", "--jobs", "2")
+    assert status == 3 and "runs/smoke/results.csv" in out
 
 
 def test_doctor_names_versions_device_and_data_root(run, monkeypatch, tmp_path):

@@ -26,7 +26,8 @@ from ptglab.errors import InputError
 from ptglab.lab import runs
 
 SMALL = 64  # pixels a side: up to this a picture is kept exact (PNG), and enlarged without blur
-NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, production 2
+# What an attribute of XML cannot hold as it is (XML 1.0, production 2 and section 3.3.3)
+NOT_XML = re.compile("[^\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def write(folder: str | Path, image_set: ImageSet, suspects: Suspects, summary: dict, source: str | Path) -> Path:
@@ -208,7 +209,7 @@ def _texts(values: Iterable[str]) -> np.ndarray:
 
 
 def _xml(value: str) -> str:
-    """Return `value` with what XML forbids replaced."""
+    """Return `value` with what an attribute of XML cannot hold replaced."""
     return NOT_XML.sub("\ufffd", value)
 
 

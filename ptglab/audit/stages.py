@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -157,7 +158,7 @@ def epochs(asked: int, budget: Budget, images: Tensor, network: backbones.ResNet
     weights gets none rather than fewer. There are none without a network.
     """
     if network is None or asked >= 0:
-        return asked if network else 0
+        return 0 if network is None else asked
     cost = (max(images.shape[2:]) / 32) ** 2 * (network.sizes["width"] / 16) ** 2
     bought = min(budget.most_epochs, math.ceil(budget.work / (cost * len(images))))
     return bought if bought >= FEWEST_EPOCHS else FEWEST_EPOCHS * began.startswith("nothing")
@@ -166,7 +167,7 @@ def epochs(asked: int, budget: Budget, images: Tensor, network: backbones.ResNet
 def pretrain(
     run: runs.Run, network: nn.Module | None, images: Tensor, labels: np.ndarray, method: str, epochs: int,
     batch_size: int, views: dict[str, str], seed: int, place: engine.Place,
-):  # fmt: skip
+) -> pd.DataFrame:  # fmt: skip
     """Pre-train `network`, if there is one, on uint8 `images` [N, C, H, W]; return the records, one per epoch.
 
     labels: the given ones, int64 [N], which are compared with the neighbours' and never learned from.

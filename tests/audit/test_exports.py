@@ -355,11 +355,11 @@ def test_label_studio_tasks_of_a_folder(odd, tmp_path):
         assert prediction["score"] == pytest.approx(row.score)
         [result] = prediction["result"]
         assert (result["type"], result["from_name"], result["to_name"]) == ("choices", "label", "image")
-        assert result["value"] == {"choices": [row.suggested]}
+        assert result["value"] == {"choices": [row.suggested.replace("\n", "\ufffd")]}
     view = ElementTree.parse(tmp_path / "run" / "l.xml").getroot()
     [choices] = view.findall("Choices")
     assert (choices.get("name"), choices.get("toName"), choices.get("choice")) == ("label", "image", "single")
-    assert [choice.get("value") for choice in choices] == odd.class_names
+    assert [choice.get("value") for choice in choices] == [name.replace("\n", "\ufffd") for name in odd.class_names]
     assert view.find("Image").attrib == {"name": "image", "value": "$image"}
 
 

@@ -98,6 +98,16 @@ def test_what_is_refused_leaves_nothing(tmp_path, options, words):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_handful_of_images_and_a_single_class_are_refused(photos, tmp_path):
+    for folders, words in (("1", "same label"), ("01", "needs 10")):
+        for name in folders:
+            (tmp_path / words / name).mkdir(parents=True)
+            for path in sorted((photos / name).iterdir())[: 12 if folders == "1" else 2]:
+                shutil.copy(path, tmp_path / words / name)
+        refused(words, call=audit.run)(tmp_path / words, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_parameters_and_defaults_are_those_of_the_notebook():
     parameters = inspect.signature(audit.run).parameters
     defaults = {name: p.default for name, p in parameters.items() if name not in ("source", "out")}
