@@ -19,14 +19,12 @@ from ptglab.detect import neighbours
 from ptglab.errors import InputError, one_of
 from ptglab.lab import figures, live, metrics, runs, tables
 from ptglab.ui import pages
-from ptglab.ui.stored import Stored
 
 PAGE, STILL = 60, 20  # thumbnails a page of the gallery, and in a still picture
 SMALL, LARGE = 64, 256  # pixels a side of a thumbnail, and of the picture of a point that the mouse is over
 MARGIN = 1.1  # of what the scatter shows to what the points take up
 MOST_NAMED = 30  # classes that the legend lists
 COLOURS = {"given": "given label", "true": "true label", "score": "score", "flag": "flag"}
-FLAGS = {"not flagged": "#999999", "flagged": figures.WRONG}
 CURVES = {"accuracy_test": "test images", "learned_right": "right labels", "learned_wrong": "wrong labels"}
 
 
@@ -46,14 +44,12 @@ def embedding(run: runs.Run, features: np.ndarray, seed: int) -> np.ndarray:
 class Explorer:
     """The images of `found` at their coordinates `xy`, float [N, 2]; show it as the last value of a cell.
 
-    truth: the true labels, int64 [N], where they are known. stored: a sweep whose cells are of the same images, and
-    choice: which of them `found` is, see Stored.cells; then there are sliders to choose others. Raises InputError if
-    xy or truth are of other images.
+    truth: the true labels, int64 [N], where they are known. stored: the Stored of a sweep whose cells are of the same
+    images, and choice: which of them `found` is, see Stored.cells; then there are sliders to choose others. Raises
+    InputError if xy or truth are of other images.
     """
 
-    def __init__(
-        self, found: Findings, xy: np.ndarray, truth=None, stored: Stored | None = None, choice: dict | None = None
-    ):
+    def __init__(self, found: Findings, xy: np.ndarray, truth=None, stored=None, choice=None):
         if not len(found.images) == len(xy) == len(xy if truth is None else truth):
             raise InputError(f"{len(xy)} coordinates for {len(found.images)} images: they must be of the same run")
         self.xy, self.truth, self.stored, self.choice = np.asarray(xy, np.float32), truth, stored, choice
@@ -155,22 +151,6 @@ class Explorer:
             )
             self.widgets.hover.value = pages.fill("cards", name="hover", label="Picture of the point", cards=shown)
 
-    def _classes(self) -> tuple[np.ndarray, dict[str, str]]:
-        """Return (the class of each point, int64 [N], {name: colour} of the classes), where points are of classes."""
-        if self.by == "flag":
-            return self.suspects.flagged.astype(np.int64), FLAGS
-        tints = map(to_hex, figures.class_colours(len(self.names)))
-        labels = self.images.labels_given if self.by == "given" else self.truth
-        return labels, dict(zip(self.names, tints, strict=True))
-
-    def legend(self) -> str:
-        """Return what the colours of the points stand for, as HTML."""
-        if self.by == "score":
-            score = self.suspects.score
-            return pages.fill("scale", low=f"{score.min():.3g}", high=f"{score.max():.3g}")
-        colours = list(self._classes()[1].items())[:MOST_NAMED]
-        return pages.fill("legend", colours=[(figures.short(name), tint) for name, tint in colours])
-
     def status(self) -> str:
         """Return in words whether the current choice is stored, and how well labels are found where that is known."""
         summary = "{init}, {noise_kind} noise of {noise_rate:.0%}: ".format(**self.choice) if self.choice else ""
@@ -211,10 +191,9 @@ class Explorer:
         for ax, (title, classes) in zip(axes, labels.items(), strict=True):
             figures.embedding(ax, self.xy, classes, self.names, title)
         figures.embedding_flags(last, self.xy, self.suspects.flagged, f"flagged by {self.detector}")
-        drawn = live.page(
-            figure, f"{len(self.xy):,} images as points, by {', '.join(labels)} and flags; {self.status()}"
-        )
-        return pages.still(self.status(), self.heading(), self.gallery(), drawn + self.curves())
+        alt = f"{len(self.xy):,} images as points, by {', '.join(labels)} and flags; {self.status()}"
+        drawn = live.page(figure, alt) + self.curves()
+        return pages.still(self.status(), self.heading(), self.gallery(), drawn)
 
     @functools.cached_property
     def widgets(self) -> SimpleNamespace:
@@ -222,24 +201,22 @@ class Explorer:
         w = SimpleNamespace(scatter=_scatter(self.xy), bar=pages.widget("FloatProgress", "bar", max=1))
         for name in ("line", "graph", "legend", "hover", "heading", "gallery"):
             setattr(w, name, pages.widget("HTML", f"{name}-box"))
-        w.hover.value = "Hover over a point"
         for name, text, act in [
-            ("before", "← page before", lambda _: self.turn(self.page - 1)),
-            ("after", "next page →", lambda _: self.turn(self.page + 1)),
+            ("before", "← page before", lambda: self.turn(self.page - 1)),
+            ("after", "next page →", lambda: self.turn(self.page + 1)),
             ("compute", "Compute it", self._start),
         ]:
-            setattr(w, name, pages.widget("Button", name, description=text))
-            getattr(w, name).on_click(act)
-        w.by = pages.widget("ToggleButtons", "by", options=[(text, name) for name, text in self.colours.items()])
-        w.detector, points = _slider("detector", self.found.detectors, self.detector), w.scatter.widget
-        values = self.stored.choices if self.stored else {}
-        w.sliders = {name: _slider(name, values[name], self.choice[name]) for name in values}
-        watched = [(points, "selection", self.select), (points, "hovering", self.hover), (w.by, "value", self.colour),
-                   (w.detector, "value", self.detect)]  # fmt: skip
-        watched += [(slider, "value", lambda value, name=name: self.choose(**{name: value}))
-                    for name, slider in w.sliders.items()]  # fmt: skip
-        for watch, trait, act in watched:
-            watch.observe(lambda change, act=act: act(change["new"]), trait)
+            setattr(w, name, pages.widget("Button", name, act=act, description=text))
+        colours = [(text, name) for name, text in self.colours.items()]
+        w.by = pages.widget("ToggleButtons", "by", act=self.colour, options=colours)
+        w.detector = _slider("detector", self.found.detectors, self.detector, self.detect)
+        w.sliders = {
+            name: _slider(name, values, self.choice[name], lambda value, name=name: self.choose(**{name: value}))
+            for name, values in (self.stored.choices if self.stored else {}).items()
+        }
+        w.hover.value, points = "Hover over a point", w.scatter.widget
+        points.observe(lambda change: self.select(change["new"]), "selection")
+        points.observe(lambda change: self.hover(change["new"]), "hovering")
         w.turn = pages.widget("HBox", "row", [w.before, w.after])
         side = pages.widget("VBox", "side", [w.legend, w.hover])
         w.box = pages.widget("VBox", "explorer", [
@@ -274,24 +251,30 @@ class Explorer:
             if not np.array_equal(np.sort(w.scatter.widget.selection), rows):  # not what the browser itself has said
                 w.scatter.selection(rows)
         if "scatter" in parts:
-            w.legend.value = self.legend()
-            self._paint(w.scatter)
+            self._paint(w.scatter, w.legend)
 
-    def _paint(self, scatter) -> None:
-        """Colour the points; flagged ones are larger, too, where flags are shown."""
+    def _paint(self, scatter, legend) -> None:
+        """Colour the points, and say what the colours stand for; where flags are shown, flagged points are larger."""
         scatter.size(default=7)
         if self.by == "score":
-            score = self.suspects.score
-            scatter.color(by=score, map="cividis", norm=(score.min(), score.max()))
+            low, high = self.suspects.score.min(), self.suspects.score.max()
+            legend.value = pages.fill("scale", low=f"{low:.3g}", high=f"{high:.3g}")
+            scatter.color(by=self.suspects.score, map="cividis", norm=(low, high))
             return
-        numbers, tints = self._classes()
+        flagged = self.suspects.flagged.astype(np.int64)
+        numbers = {"given": self.images.labels_given, "true": self.truth, "flag": flagged}[self.by]
+        names, tints = self.names, [to_hex(colour) for colour in figures.class_colours(len(self.names))]
+        if self.by == "flag":
+            names, tints = ["not flagged", "flagged"], ["#999999", figures.WRONG]
+        named = [(figures.short(name), tint) for name, tint in zip(names, tints, strict=True)]
+        legend.value = pages.fill("legend", colours=named[:MOST_NAMED])
         present = np.unique(numbers)  # a colour, or a size, for each of these
         points = pd.Categorical(numbers, present)
-        scatter.color(by=points, map=np.array([*tints.values()])[present].tolist())
+        scatter.color(by=points, map=[tints[number] for number in present])
         if self.by == "flag":
-            scatter.size(by=points, map=np.array([5, 9])[present].tolist())
+            scatter.size(by=points, map=[(5, 9)[number] for number in present])
 
-    def _start(self, _) -> None:
+    def _start(self) -> None:
         """Compute what is missing in a thread of its own, so that the widgets go on answering meanwhile."""
         if self.worker is None or not self.worker.is_alive():
             self.worker = threading.Thread(target=self._work, daemon=True)
@@ -315,9 +298,9 @@ def _options(name: str, values) -> tuple[tuple, ...]:
     return tuple((f"{v:.0%}" if name == "noise_rate" else str(v).replace("_", " "), v) for v in values)
 
 
-def _slider(name: str, values, value):
+def _slider(name: str, values, value, act):
     label, style = name.replace("_", " "), {"description_width": "6em"}
-    return pages.widget("SelectionSlider", name.replace("_", "-"), options=_options(name, values), value=value,
+    return pages.widget("SelectionSlider", name.replace("_", "-"), act=act, options=_options(name, values), value=value,
                         description=label, style=style, layout={"width": "34em"})  # fmt: skip
 
 

@@ -50,8 +50,16 @@ def bundle(view, **kwargs) -> dict:
     return (view.widgets.box._repr_mimebundle_(**kwargs) if live.interactive() else {}) | page
 
 
-def widget(kind: str, name: str, *args, **traits):
-    """Return a widget of ipywidgets: a `kind`, as "HTML" or "HBox", with the class `ptglab-NAME`."""
+def widget(kind: str, name: str, *args, act: Callable | None = None, **traits):
+    """Return a widget of ipywidgets: a `kind`, as "HTML" or "HBox", with the class `ptglab-NAME`.
+
+    A click on a button calls `act()`, and a new value of any other widget `act(value)`.
+    """
     import ipywidgets
 
-    return getattr(ipywidgets, kind)(*args, **traits).add_class(f"ptglab-{name}")
+    made = getattr(ipywidgets, kind)(*args, **traits).add_class(f"ptglab-{name}")
+    if act and kind == "Button":
+        made.on_click(lambda _: act())
+    elif act:
+        made.observe(lambda change: act(change["new"]), "value")
+    return made

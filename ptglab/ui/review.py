@@ -176,8 +176,8 @@ class Review:
         w.page.on_msg(lambda _, content, buffers: self.receive(content))
         for name, (text, keys, tooltip) in ACTIONS.items():
             text += f" ({keys[0]})" if keys and not keys[0].startswith("arrow") else ""
-            w.buttons[name] = pages.widget("Button", name, description=text, tooltip=tooltip)
-            w.buttons[name].on_click(lambda _, name=name: self.act(name))
+            act = functools.partial(self.act, name)
+            w.buttons[name] = pages.widget("Button", name, act=act, description=text, tooltip=tooltip)
         for name in ("picture", "facts", "progress", "status", "similar", "pages", "result"):
             setattr(w, name, pages.widget("HTML", f"{name}-box"))
         keys = {number: f"{key}: " for key, number in self.numbers.items()}
@@ -204,21 +204,18 @@ class Review:
 
     def _filters(self) -> dict:
         filters = {}
-        for name, kind, traits in [
-            ("detector", "Dropdown", {"description": "detector", "options": self.found.detectors}),
-            ("pair", "Dropdown", {"description": "labels"}),
-            (
-                "range",
-                "FloatRangeSlider",
-                {"description": "score", "continuous_update": False, "readout_format": ".3g"},
-            ),
-            ("state", "Dropdown", {"description": "show", "options": Queue.STATES}),
-            ("only_flagged", "Checkbox", {"description": "flagged only", "value": self.only_flagged, "indent": False}),
+        for name, label, kind, traits in [
+            ("detector", "detector", "Dropdown", {"options": self.found.detectors}),
+            ("pair", "labels", "Dropdown", {}),
+            ("range", "score", "FloatRangeSlider", {"continuous_update": False, "readout_format": ".3g"}),
+            ("state", "show", "Dropdown", {"options": Queue.STATES}),
+            ("only_flagged", "flagged only", "Checkbox", {"value": self.only_flagged, "indent": False}),
         ]:
-            traits |= {"style": {"description_width": "initial"}, "layout": {"width": "max-content"}}
-            filters[name] = pages.widget(kind, f"filter-{name}", **traits)
-            filters[name].observe(functools.partial(self._filtered, name), "value")
-        filters["range"].layout.width = "24em"
+            style, layout = {"description_width": "initial"}, {"width": "24em" if name == "range" else "max-content"}
+            act = functools.partial(self._filtered, name)
+            filters[name] = pages.widget(
+                kind, f"by-{name}", act=act, description=label, style=style, layout=layout, **traits
+            )
         return filters
 
     def _fill(self) -> None:
@@ -233,13 +230,12 @@ class Review:
             slider.value = self.range or (low, high)
         self._filling = False
 
-    def _filtered(self, name: str, change: dict) -> None:
+    def _filtered(self, name: str, value) -> None:
         if self._filling:
             return
-        value, filters = change["new"], self.widgets.filters
         if name == "range":  # the slider rounds its ends to steps: at an end, everything beyond is meant too
-            low, high = value
-            value = (low if low > filters[name].min else -np.inf, high if high < filters[name].max else np.inf)
+            (low, high), slider = value, self.widgets.filters["range"]
+            value = (low if low > slider.min else -np.inf, high if high < slider.max else np.inf)
         self.act("filter", {name: value} | ({"range": None, "pair": ()} if name == "detector" else {}))
 
     def receive(self, content: dict) -> None:
