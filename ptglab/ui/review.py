@@ -85,23 +85,12 @@ class Review:
             chosen &= (self.images.labels_given == self.pair[0]) & (self.suspects.suggested == self.pair[1])
         self.queue.order(score, chosen, self.state)
 
-    def pairs(self) -> list[tuple[tuple[int, int], int]]:
-        """Return ((given, suggested), count) of the suspects, the most frequent first."""
-        rows = np.flatnonzero(self.suspects.flagged | (not self.only_flagged))
-        both = zip(self.images.labels_given[rows].tolist(), self.suspects.suggested[rows].tolist(), strict=True)
-        return Counter(both).most_common(MOST_PAIRS)
-
     def decide(self, decision: str, label: int | None = None) -> str:
         """Write a decision on the current image and go on; return in words what was done."""
         if decision == "suggestion" and self.queue.row is not None:
             label = int(self.suspects.suggested[self.queue.row])
         taken = self.queue.decide(decision, label)
         return f"{taken.id}: {DONE.get(decision, f'labelled {taken.label}')}"
-
-    def undo(self) -> str:
-        """Take the last decision back; return in words what was done."""
-        taken = self.queue.undo()
-        return "nothing to undo" if taken is None else f"{taken.id}: {taken.decision} was taken back"
 
     def mark(self, row: int) -> str:
         """Return what was decided on a row, in a word; empty if nothing was."""
@@ -130,12 +119,6 @@ class Review:
             lines.insert(0, (f"is-{name}", f"{name} label", self.names[label] + probable))
         lines.append(("small", f"score of {self.detector}", f"{self.suspects.score[row]:.3g}"))
         return pages.fill("facts", lines=[*lines, ("small", "id", self.images.ids[row])])
-
-    def large(self) -> str:
-        """Return the current picture, as HTML."""
-        rows = [] if self.queue.row is None else [self.queue.row]
-        shown = pages.cards(self.images, rows, LARGE, self.caption, lambda row: "")
-        return pages.fill("cards", name="current", label="Current picture", cards=shown)
 
     def similar(self, number: int = 8) -> str:
         """Return the images most similar to the current one, with their labels, as HTML; see neighbours.nearest."""
@@ -221,8 +204,11 @@ class Review:
     def _fill(self) -> None:
         """Put into the filters what depends on the others: pairs of labels, and the range of scores."""
         self._filling, names, filters = True, self.names, self.widgets.filters
-        pairs = {pair: f"{names[pair[0]]} → {names[pair[1]]} ({number:,})" for pair, number in self.pairs()}
-        filters["pair"].options = [("all", ()), *((text, pair) for pair, text in pairs.items())]
+        rows = np.flatnonzero(self.suspects.flagged | (not self.only_flagged))
+        both = zip(self.images.labels_given[rows].tolist(), self.suspects.suggested[rows].tolist(), strict=True)
+        pairs = dict(Counter(both).most_common(MOST_PAIRS))
+        texts = [(f"{names[pair[0]]} → {names[pair[1]]} ({number:,})", pair) for pair, number in pairs.items()]
+        filters["pair"].options = [("all", ()), *texts]
         filters["pair"].value = self.pair if self.pair in pairs else ()
         low, high, slider = *map(float, (self.suspects.score.min(), self.suspects.score.max())), filters["range"]
         with slider.hold_trait_notifications():
@@ -256,8 +242,11 @@ class Review:
         try:
             if name in DECISIONS:
                 self._say(self.decide(DECISIONS[name], w.list.value if value is None else value))
-            elif name in ("undo", "apply"):
-                self._say(getattr(self, name)())
+            elif name == "undo":
+                taken = queue.undo()
+                self._say("nothing to undo" if taken is None else f"{taken.id}: {taken.decision} was taken back")
+            elif name == "apply":
+                self._say(self.apply())
             elif name == "train":
                 self._say("learning from both …")
                 w.result.value = self.train().to_html(border=0, index_names=False)
@@ -283,7 +272,10 @@ class Review:
     def show(self) -> None:
         """Show the current image; the page's pictures are made only when another page is turned to."""
         w, queue, rows, number = self.widgets, self.queue, self.rows, -(-len(self.queue.rows) // self.size)
-        w.picture.value, w.facts.value, w.similar.value = self.large(), self.facts(), ""
+        current = [] if queue.row is None else [queue.row]
+        picture = pages.cards(self.images, current, LARGE, self.caption, lambda row: "")
+        w.picture.value = pages.fill("cards", name="current", label="Current picture", cards=picture)
+        w.facts.value, w.similar.value = self.facts(), ""
         w.progress.value = f'<span aria-live="polite">{queue.progress()}</span>'
         w.pages.value = f"page {self.start // self.size + 1 if number else 0:,} of {number:,}"
         if queue.row is not None:
@@ -291,9 +283,8 @@ class Review:
         with w.page.hold_sync():
             if self._shown != (shown := (self.detector, rows.tobytes())):
                 w.page.cards, self._shown = self.cards(), shown
-            current = -1 if queue.row is None else queue.row
             marks = [self.mark(row) for row in rows]
-            w.page.state = {"marks": marks, "place": queue.place - self.start, "row": current}
+            w.page.state = {"marks": marks, "place": queue.place - self.start, "row": (current or [-1])[0]}
 
     def __repr__(self) -> str:
         return f"Review of {self.found.folder}: {self.queue.progress()}"

@@ -19,7 +19,8 @@ class Stored:
     """The cells of a sweep below `out`, and those beside them that differ only in kind and rate of the noise.
 
     A choice is an `init`, a `noise_kind` and a `noise_rate`; everything else is the sweep's: of the first grid that
-    has this init, the first of each list. Raises InputError for a sweep without experiments, or on human labels.
+    has this init, the first of each list. `choices` has the values of each to choose from. Raises InputError for a
+    sweep without experiments, or on human labels.
     """
 
     def __init__(self, plan: spec.Spec, out: str | Path):
@@ -31,18 +32,19 @@ class Stored:
         if any(grid.parameters.get("labels", plan.parameters.get("labels")) for grid in grids):
             raise InputError(f"the sweep '{plan.title}' is of labels that people gave: there is no noise to choose")
         values = {name: [(v, grid) for grid in grids for v in _values(grid, name)] for name in CHOSEN}
-        self._grids = dict(reversed(values["init"]))  # of each init the first grid that has it
+        self._grids = dict(reversed(values["init"]))  # of each init, the first grid that has it
         kinds = [kind for kind, _ in values["noise_kind"] if kind in KINDS]
-        self.inits = list(dict.fromkeys(init for init, _ in values["init"]))
-        self.kinds = list(dict.fromkeys([*kinds, *KINDS]))
-        self.rates = sorted({*RATES, *(float(rate) for rate, _ in values["noise_rate"])})
-        self.choices = {"noise_rate": self.rates, "noise_kind": self.kinds, "init": self.inits}
+        self.choices = {
+            "noise_rate": sorted({*RATES, *(float(rate) for rate, _ in values["noise_rate"])}),
+            "noise_kind": list(dict.fromkeys([*kinds, *KINDS])),
+            "init": list(dict.fromkeys(init for init, _ in values["init"])),
+        }
 
     def cells(self, init: str, noise_kind: str, noise_rate: float) -> list[spec.Cell]:
         """Return the cells of a choice, what the experiment needs first. Raises InputError for an unknown init."""
         key = init, noise_kind, float(noise_rate)
         if key not in self._cells:
-            grid = self._grids[one_of("init of the sweep", init, self.inits)]
+            grid = self._grids[one_of("init of the sweep", init, self.choices["init"])]
             own = {name: _values(grid, name)[0] for name in grid.parameters} | dict(zip(CHOSEN, key, strict=True))
             parts = [grid, *self.spec.stages.values()]
             known = {name for part in parts for name in notebooks.declared_parameters(part.notebook)}

@@ -8,7 +8,7 @@ from ptglab.ui.explorer import MARGIN
 
 pytestmark = pytest.mark.browser
 XY = np.column_stack(np.unravel_index(np.arange(200), (20, 10))).astype(np.float32)  # a grid, as wide as high on screen
-LOW, HIGH = np.array([3.5, 0.5]), np.array([16.5, 7.5])  # of the lasso, between the points
+LOW, HIGH = np.array([3.5, 2.5]), np.array([16.5, 8.5])  # of the lasso, between the points
 
 
 def rows(page) -> list[int]:
@@ -32,14 +32,14 @@ def test_a_lasso_fills_the_gallery_with_exactly_those(lab, tmp_path):
     page.script("arguments[0].scrollIntoView({block: 'end'})", canvas)
     # The longer axis of the canvas shows more than the data: both axes have the scale of the shorter one.
     side = min(page.script("return [arguments[0].clientWidth, arguments[0].clientHeight]", canvas))
-    corners = np.array([LOW, (HIGH[0], LOW[1]), HIGH, (LOW[0], HIGH[1]), LOW])
+    corners = np.array([(LOW[0], HIGH[1]), HIGH, (HIGH[0], LOW[1]), LOW, (LOW[0], HIGH[1] - 0.1)])
     pixels = (2 * corners / XY.max(0) - 1) * [1, -1] * side / 2 / MARGIN  # from the centre
     path = [a + (b - a) * step / 8 for a, b in zip(pixels, pixels[1:], strict=False) for step in range(9)]
 
     def lassoed() -> bool:
         """Draw the lasso; return whether all of them are selected. It is drawn again if there were no points yet."""
         mouse = ActionChains(page.browser, duration=40)
-        for number, point in enumerate(path[:-1]):
+        for number, point in enumerate(path):
             mouse.move_to_element_with_offset(canvas, *map(int, np.round(point)))
             if number == 0:
                 mouse.click_and_hold()
