@@ -1,7 +1,6 @@
 """The explorer: every image a point to zoom and lasso, the pictures behind the points, and a sweep's stored runs.
 
-Widgets in JupyterLab, a still picture elsewhere. Whatever comes from data is escaped where it becomes HTML. ipywidgets
-and jscatter are imported where they are used. Every part that can be seen has a class that begins with `ptglab-`.
+Widgets in JupyterLab, a still picture elsewhere. ipywidgets and jscatter are imported where they are used.
 """
 
 import functools
@@ -12,28 +11,21 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from ptglab.audit import exports
 from ptglab.audit.reopen import Findings
 from ptglab.detect import neighbours
 from ptglab.errors import InputError, one_of
 from ptglab.lab import figures, live, metrics, runs, tables
-from ptglab.ui import review
-from ptglab.ui.stored import Stored
+from ptglab.ui import pages
 
-PAGE, STILL, SIDE = 60, 20, 64  # thumbnails a page of the gallery, and in a still picture; pixels a side
+PAGE, STILL = 60, 20  # thumbnails a page of the gallery, and in a still picture
+SMALL, LARGE = 64, 256  # pixels a side of a thumbnail, and of the picture of a point that the mouse is over
 MARGIN = 1.1  # of what the scatter shows to what the points take up
 MOST_NAMED = 30  # classes that the legend lists
-GREY = "#999999"
 COLOURS = {"given": "given label", "true": "true label", "score": "score", "flag": "flag"}
 CURVES = {"accuracy_test": "test images", "learned_right": "right labels", "learned_wrong": "wrong labels"}
-HELP = (
-    "<b>Drag</b> around points to select them (lasso), <b>click</b> one to select it, <b>double-click</b> to let go. "
-    "The <b>wheel</b> zooms; the buttons beside the points pan and reset. Hover over a point to see its picture."
-)
 
 
 def embedding(run: runs.Run, features: np.ndarray, seed: int) -> np.ndarray:
@@ -52,23 +44,23 @@ def embedding(run: runs.Run, features: np.ndarray, seed: int) -> np.ndarray:
 class Explorer:
     """The images of `found` at their coordinates `xy`, float [N, 2]; show it as the last value of a cell.
 
-    truth: the true labels, int64 [N], where they are known. stored: a sweep whose cells are of the same images, and
-    choice: which of them `found` is, see Stored.cells; then there are sliders to choose others. Raises InputError if
-    xy or truth are of other images.
+    truth: the true labels, int64 [N], where they are known. stored: the Stored of a sweep whose cells are of the same
+    images, and choice: which of them `found` is, see Stored.cells; then there are sliders to choose others. Raises
+    InputError if xy or truth are of other images.
     """
 
-    def __init__(
-        self, found: Findings, xy: np.ndarray, truth=None, stored: Stored | None = None, choice: dict | None = None
-    ):
+    def __init__(self, found: Findings, xy: np.ndarray, truth=None, stored=None, choice=None):
         if not len(found.images) == len(xy) == len(xy if truth is None else truth):
             raise InputError(f"{len(xy)} coordinates for {len(found.images)} images: they must be of the same run")
         self.xy, self.truth, self.stored, self.choice = np.asarray(xy, np.float32), truth, stored, choice
-        self.names, self.by, self.selected, self.page, self.note = found.images.class_names, "given", None, 0, ""
-        self._ids, self.worker, self._filling = found.images.ids, None, False
+        self.ids, self.names, self.colours = found.images.ids, found.images.class_names, dict(COLOURS)
+        if truth is None:
+            del self.colours["true"]
+        self.by, self.selected, self.page, self.note, self.worker = "given", None, 0, "", None
         self._show(found, found.detector)
 
     def _show(self, found: Findings, detector: str) -> None:
-        if found.images.ids != self._ids:
+        if found.images.ids != self.ids:
             raise InputError(f"{found.folder} is of other images: give the sweep and this notebook the same parameters")
         self.found, self.images, self.page = found, found.images, 0
         self.detector = detector if detector in found.detectors else found.detector
@@ -80,12 +72,8 @@ class Explorer:
         return np.argsort(self.suspects.score, kind="stable")[:STILL] if self.selected is None else self.selected
 
     @property
-    def pages(self) -> int:
+    def page_count(self) -> int:
         return max(1, -(-len(self.rows) // PAGE))
-
-    @property
-    def colours(self) -> list[str]:
-        return [name for name in COLOURS if name != "true" or self.truth is not None]
 
     @property
     def missing(self) -> list:
@@ -95,16 +83,15 @@ class Explorer:
     def select(self, rows) -> None:
         """Fill the gallery with exactly these rows, in order of the data set; with None, the most suspicious."""
         self.selected = np.unique(np.asarray(rows, np.int64)) if rows is not None and len(rows) else None
-        self._refresh("selection")
         self.turn(0)
 
     def turn(self, page: int) -> None:
         """Show another page of the gallery."""
-        self.page = min(max(0, page), self.pages - 1)
+        self.page = min(max(0, page), self.page_count - 1)
         self._refresh("gallery")
 
     def colour(self, by: str) -> None:
-        """Colour the points by one of COLOURS. Raises InputError for another one, and where no truth is known."""
+        """Colour the points by one of `colours`. Raises InputError for another one, as for the truth if unknown."""
         self.by = one_of("colour", by, self.colours)
         self._refresh("scatter")
 
@@ -119,23 +106,18 @@ class Explorer:
         if self.missing:
             return self._refresh("status")
         self._show(self.stored.read(**self.choice), self.detector)
-        self._refresh("status", "curves", "detectors", "scatter", "gallery")
+        self._refresh("status", "curves", "scatter", "gallery")
 
     def compute(self) -> None:
         """Compute what is missing of the current choice, nothing else, and show it. Raises InputError if it fails."""
-        choice, time = self.choice, self._time()
+        choice = self.choice
         try:
             for done, whole, event in self.stored.compute(choice):
-                self.note = f"{done} of {whole} done{time}; {event.state} {event.cell.name}"
+                self.note = f"{done} of {whole} done; {event.state} {event.cell.name}"
                 self._refresh("status", progress=done / whole)
         finally:
             self.note = ""
         self.choose(**(choice if choice == self.choice else {}))
-
-    def _time(self) -> str:
-        """Return in words how long what is missing will take; "" if that is unknown."""
-        seconds = self.stored.seconds(**self.choice)
-        return f", about {seconds:.0f} s" if seconds == seconds else ""
 
     def caption(self, row: int) -> str:
         """Return what is known of a row in words."""
@@ -144,49 +126,30 @@ class Explorer:
         flag = "flagged" if self.suspects.flagged[row] else "not flagged"
         return f"row {row}: given {given}, suggested {other}{true}, score {self.suspects.score[row]:.3g}, {flag}"
 
-    def gallery(self, rows=None) -> str:
-        """Return the thumbnails of `rows`, by default of the current page, as HTML; each has its row in `data-row`."""
-        rows = self.rows[self.page * PAGE :][:PAGE] if rows is None else rows
-        cards = []
-        for row, picture in zip(rows, exports.thumbnails(self.images, rows, SIDE), strict=True):
-            given, other = self.images.labels_given[row], self.suspects.suggested[row]
-            flag = "⚑ " if self.suspects.flagged[row] else ""
-            words = escape(flag + self.names[given] + (f" → {self.names[other]}" if other != given else ""))
-            picture = review.image(review.address(picture), self.caption(row))
-            cards.append(f'<div class="ptglab-card" data-row="{row}">{picture}<span>{words}</span></div>')
-        return f'<div class="ptglab-page" role="group" aria-label="Images">{"".join(cards)}</div>'
+    def _short(self, row: int) -> str:
+        given, other = self.images.labels_given[row], self.suspects.suggested[row]
+        flag = "⚑ " if self.suspects.flagged[row] else ""
+        return flag + self.names[given] + (f" → {self.names[other]}" if other != given else "")
+
+    def gallery(self) -> str:
+        """Return the thumbnails of the current page as HTML; each has its row in `data-row`."""
+        shown = pages.cards(self.images, self.rows[self.page * PAGE :][:PAGE], SMALL, self.caption, self._short)
+        return pages.fill("cards", name="page", label="Images", cards=shown)
 
     def heading(self) -> str:
         """Return in words what the gallery shows."""
         if self.selected is None:
             return f"The {len(self.rows)} most suspicious to {self.detector}: given → suggested, ⚑ flagged"
-        pages = f", page {self.page + 1} of {self.pages}" if self.pages > 1 else ""
-        return f"{len(self.rows):,} selected{pages}: given → suggested, ⚑ flagged"
+        page = f", page {self.page + 1} of {self.page_count}" if self.page_count > 1 else ""
+        return f"{len(self.rows):,} selected{page}: given → suggested, ⚑ flagged"
 
-    def large(self, row: int) -> str:
-        """Return one image with what is known of it, as HTML."""
-        picture = review.address(exports.thumbnails(self.images, [row], 256)[0])
-        about = escape(self.caption(row)).replace(", ", "<br>").replace(": ", "<br>", 1)
-        return f'<figure class="ptglab-hover">{review.image(picture, self.caption(row))}<figcaption>{about}</figure>'
-
-    def _classes(self) -> tuple[np.ndarray, dict[str, str]]:
-        """Return (the class of each point, int64 [N], {name: colour} of the classes), where points are of classes."""
-        if self.by == "flag":
-            return self.suspects.flagged.astype(np.int64), {"not flagged": GREY, "flagged": figures.WRONG}
-        tints = map(to_hex, figures.class_colours(len(self.names)))
-        return (self.images.labels_given if self.by == "given" else self.truth), dict(
-            zip(self.names, tints, strict=True)
-        )
-
-    def legend(self) -> str:
-        """Return what the colours of the points stand for, as HTML."""
-        if self.by == "score":
-            score, tints = self.suspects.score, [to_hex(colormaps["cividis"](step / 4)) for step in range(5)]
-            bar = f'<div class="ptglab-scale" style="background: linear-gradient(to right, {", ".join(tints)})"></div>'
-            return f"Score: low is suspicious{bar}<span>{score.min():.3g}</span><span>{score.max():.3g}</span>"
-        lines = [f'<li><span style="color: {tint}">●</span> {escape(figures.short(name))}</li>'
-                 for name, tint in list(self._classes()[1].items())[:MOST_NAMED]]  # fmt: skip
-        return f'<ul class="ptglab-legend">{"".join(lines)}</ul>'
+    def hover(self, row: int | None) -> None:
+        """Show one image with what is known of it beside the points; with None, the last one stays."""
+        if row is not None:
+            shown = pages.cards(
+                self.images, [row], LARGE, self.caption, lambda row: self.caption(row).replace(", ", "\n")
+            )
+            self.widgets.hover.value = pages.fill("cards", name="hover", label="Picture of the point", cards=shown)
 
     def status(self) -> str:
         """Return in words whether the current choice is stored, and how well labels are found where that is known."""
@@ -194,7 +157,9 @@ class Explorer:
         if self.note:
             return summary + self.note
         if self.missing:
-            return f"{summary}not stored; {len(self.missing)} to execute{self._time()}. Below: what was shown before"
+            seconds = self.stored.seconds(**self.choice)
+            time = "" if np.isnan(seconds) else f", about {seconds:.0f} s"
+            return f"{summary}not stored; {len(self.missing)} to execute{time}. Below: what was shown before"
         summary += f"{self.suspects.flagged.sum():,} of {len(self.images):,} labels flagged by {self.detector}"
         if self.truth is not None:
             scores = metrics.detection(self.suspects, self.images.labels_given != self.truth)
@@ -219,53 +184,49 @@ class Explorer:
 
     def still(self) -> str:
         """Return everything as HTML without widgets: the embedding by label and flag, the curves, the suspects."""
+        labels = {"given labels": self.images.labels_given}
+        labels |= {} if self.truth is None else {"true labels": self.truth}
         figure = Figure(figsize=(13, 4.2), layout="constrained")
-        given, true, flags = figure.subplots(1, 3)
-        figures.embedding(given, self.xy, self.images.labels_given, self.names, "given labels")
-        if self.truth is None:
-            true.set_axis_off()
-        else:
-            figures.embedding(true, self.xy, self.truth, self.names, "true labels")
-        figures.embedding_flags(flags, self.xy, self.suspects.flagged, f"flagged by {self.detector}")
-        alt = f"{len(self.xy):,} images as points, by given label, true label and flag; {self.status()}"
-        parts = f"<p>{escape(self.status())}</p>{live.page(figure, alt)}{self.curves()}<p>{escape(self.heading())}</p>"
-        return f'{review.style()}<div class="ptglab-still">{parts}{self.gallery(self.rows[:STILL])}</div>'
+        *axes, last = figure.subplots(1, len(labels) + 1)
+        for ax, (title, classes) in zip(axes, labels.items(), strict=True):
+            figures.embedding(ax, self.xy, classes, self.names, title)
+        figures.embedding_flags(last, self.xy, self.suspects.flagged, f"flagged by {self.detector}")
+        alt = f"{len(self.xy):,} images as points, by {', '.join(labels)} and flags; {self.status()}"
+        drawn = live.page(figure, alt) + self.curves()
+        return pages.still(self.status(), self.heading(), self.gallery(), drawn)
 
     @functools.cached_property
     def widgets(self) -> SimpleNamespace:
         """The widgets by name, made when they are first asked for; `box` holds all of them."""
-        import ipywidgets
-
-        html, w = ipywidgets.HTML, SimpleNamespace(scatter=_scatter(self.xy))
+        w = SimpleNamespace(scatter=_scatter(self.xy), bar=pages.widget("FloatProgress", "bar", max=1))
         for name in ("line", "graph", "legend", "hover", "heading", "gallery"):
-            setattr(w, name, html().add_class(f"ptglab-{name}-box"))
-        points = w.scatter.widget.add_class("ptglab-scatter")
+            setattr(w, name, pages.widget("HTML", f"{name}-box"))
+        for name, text, act in [
+            ("before", "← page before", lambda: self.turn(self.page - 1)),
+            ("after", "next page →", lambda: self.turn(self.page + 1)),
+            ("compute", "Compute it", self._start),
+        ]:
+            setattr(w, name, pages.widget("Button", name, act=act, description=text))
+        colours = [(text, name) for name, text in self.colours.items()]
+        w.by = pages.widget("ToggleButtons", "by", act=self.colour, options=colours)
+        w.detector = _slider("detector", self.found.detectors, self.detector, self.detect)
+        w.sliders = {
+            name: _slider(name, values, self.choice[name], lambda value, name=name: self.choose(**{name: value}))
+            for name, values in (self.stored.choices if self.stored else {}).items()
+        }
+        w.hover.value, points = "Hover over a point", w.scatter.widget
         points.observe(lambda change: self.select(change["new"]), "selection")
-        points.observe(self._hovered, "hovering")
-        w.by = ipywidgets.ToggleButtons(options=[(COLOURS[name], name) for name in self.colours])
-        w.by.add_class("ptglab-by").observe(lambda change: self.colour(change["new"]), "value")
-        w.detector = _slider("detector", self.found.detectors, self.detector)
-        w.detector.observe(lambda change: self._filling or self.detect(change["new"]), "value")
-        for name, text in [("before", "← page before"), ("after", "next page →"), ("compute", "Compute it")]:
-            setattr(w, name, ipywidgets.Button(description=text).add_class(f"ptglab-{name}"))
-        w.before.on_click(lambda _: self.turn(self.page - 1))
-        w.after.on_click(lambda _: self.turn(self.page + 1))
-        w.compute.on_click(self._start)
-        w.bar, w.sliders = ipywidgets.FloatProgress(min=0, max=1), {}
-        if self.stored:
-            options = {"noise_rate": self.stored.rates, "noise_kind": self.stored.kinds, "init": self.stored.inits}
-            w.sliders = {name: _slider(name, values, self.choice[name]) for name, values in options.items()}
-            for name, slider in w.sliders.items():
-                slider.observe(lambda change, name=name: self.choose(**{name: change["new"]}), "value")
-        w.pages, row = ipywidgets.HBox([w.before, w.after]), ipywidgets.HBox([w.compute, w.bar])
-        w.hover.value = "Hover over a point"
-        side = ipywidgets.VBox([w.legend, w.hover]).add_class("ptglab-side")
-        plot = ipywidgets.HBox([points, side]).add_class("ptglab-plot")
-        parts = [*w.sliders.values(), w.detector, row, w.line, w.graph, html(HELP), w.by, plot, w.heading, w.pages]
-        w.box = ipywidgets.VBox([html(review.style()), *parts, w.gallery])
-        w.box.add_class("ptglab-still").add_class("ptglab-explorer")
+        points.observe(lambda change: self.hover(change["new"]), "hovering")
+        w.turn = pages.widget("HBox", "row", [w.before, w.after])
+        side = pages.widget("VBox", "side", [w.legend, w.hover])
+        w.box = pages.widget("VBox", "explorer", [
+            pages.widget("HTML", "style", f"<style>{pages.CSS}</style>"), *w.sliders.values(), w.detector,
+            pages.widget("HBox", "row", [w.compute, w.bar]), w.line, w.graph,
+            pages.widget("HTML", "help", pages.fill("explorer_help")), w.by,
+            pages.widget("HBox", "plot", [points.add_class("ptglab-scatter"), side]), w.heading, w.turn, w.gallery,
+        ]).add_class("ptglab-still")  # fmt: skip
         vars(self)["widgets"] = w  # what follows fills them
-        self._refresh("status", "curves", "scatter", "gallery", "selection")
+        self._refresh("status", "curves", "scatter", "gallery")
         return w
 
     def _refresh(self, *parts: str, progress: float = 0.0) -> None:
@@ -277,43 +238,43 @@ class Explorer:
             w.line.value, w.bar.value = escape(self.status()), progress
             w.bar.layout.display = "" if self.note else "none"
             w.compute.layout.display = "none" if self.note or not self.missing else ""
+            options, detector = _options("detector", self.found.detectors), self.detector
+            if w.detector.options != options:  # a slider with other options goes to the first of them
+                w.detector.options, w.detector.value = options, detector
         if "curves" in parts:
             w.graph.value = self.curves() or w.graph.value
         if "gallery" in parts:
             w.heading.value, w.gallery.value = f"<b>{escape(self.heading())}</b>", self.gallery()
-            w.before.disabled, w.after.disabled = self.page == 0, self.page + 1 >= self.pages
-            w.pages.layout.display = "" if self.pages > 1 else "none"
-        if "scatter" in parts:
-            w.legend.value = self.legend()
-            self._paint(w.scatter)
-        if "selection" in parts:
+            w.before.disabled, w.after.disabled = self.page == 0, self.page + 1 >= self.page_count
+            w.turn.layout.display = "" if self.page_count > 1 else "none"
             rows = [] if self.selected is None else self.selected
             if not np.array_equal(np.sort(w.scatter.widget.selection), rows):  # not what the browser itself has said
                 w.scatter.selection(rows)
-        if "detectors" in parts:
-            self._filling = True  # a slider with other options is no choice that a person made
-            w.detector.options, w.detector.value = self.found.detectors, self.detector
-            self._filling = False
+        if "scatter" in parts:
+            self._paint(w.scatter, w.legend)
 
-    def _paint(self, scatter) -> None:
-        """Colour the points; flagged ones are larger, too, where flags are shown."""
+    def _paint(self, scatter, legend) -> None:
+        """Colour the points, and say what the colours stand for; where flags are shown, flagged points are larger."""
         scatter.size(default=7)
         if self.by == "score":
-            score = self.suspects.score
-            scatter.color(by=score, map="cividis", norm=(score.min(), score.max()))
+            low, high = self.suspects.score.min(), self.suspects.score.max()
+            legend.value = pages.fill("scale", low=f"{low:.3g}", high=f"{high:.3g}")
+            scatter.color(by=self.suspects.score, map="cividis", norm=(low, high))
             return
-        numbers, tints = self._classes()
+        flagged = self.suspects.flagged.astype(np.int64)
+        numbers = {"given": self.images.labels_given, "true": self.truth, "flag": flagged}[self.by]
+        names, tints = self.names, [to_hex(colour) for colour in figures.class_colours(len(self.names))]
+        if self.by == "flag":
+            names, tints = ["not flagged", "flagged"], ["#999999", figures.WRONG]
+        named = [(figures.short(name), tint) for name, tint in zip(names, tints, strict=True)]
+        legend.value = pages.fill("legend", colours=named[:MOST_NAMED])
         present = np.unique(numbers)  # a colour, or a size, for each of these
         points = pd.Categorical(numbers, present)
-        scatter.color(by=points, map=np.array([*tints.values()])[present].tolist())
+        scatter.color(by=points, map=[tints[number] for number in present])
         if self.by == "flag":
-            scatter.size(by=points, map=np.array([5, 9])[present].tolist())
+            scatter.size(by=points, map=[(5, 9)[number] for number in present])
 
-    def _hovered(self, change: dict) -> None:
-        if change["new"] is not None:  # the last picture stays
-            self.widgets.hover.value = self.large(change["new"])
-
-    def _start(self, _) -> None:
+    def _start(self) -> None:
         """Compute what is missing in a thread of its own, so that the widgets go on answering meanwhile."""
         if self.worker is None or not self.worker.is_alive():
             self.worker = threading.Thread(target=self._work, daemon=True)
@@ -329,19 +290,18 @@ class Explorer:
     def __repr__(self) -> str:
         return f"Explorer of {self.found.folder}: {self.status()}"
 
-    def _repr_mimebundle_(self, **kwargs) -> dict:
-        still = {"text/plain": repr(self), "text/html": self.still()}  # also for a reader without a kernel
-        return (self.widgets.box._repr_mimebundle_(**kwargs) if live.interactive() else {}) | still
+    _repr_mimebundle_ = pages.bundle
 
 
-def _slider(name: str, values, value):
-    import ipywidgets
+def _options(name: str, values) -> tuple[tuple, ...]:
+    """Return (text, value) of the values of a slider."""
+    return tuple((f"{v:.0%}" if name == "noise_rate" else str(v).replace("_", " "), v) for v in values)
 
-    texts = [f"{v:.0%}" if name == "noise_rate" else str(v).replace("_", " ") for v in values]
-    return ipywidgets.SelectionSlider(
-        options=list(zip(texts, values, strict=True)), value=value, description=name.replace("_", " "),
-        style={"description_width": "6em"}, layout={"width": "34em"},
-    ).add_class(f"ptglab-{name.replace('_', '-')}")  # fmt: skip
+
+def _slider(name: str, values, value, act):
+    label, style = name.replace("_", " "), {"description_width": "6em"}
+    return pages.widget("SelectionSlider", name.replace("_", "-"), act=act, options=_options(name, values), value=value,
+                        description=label, style=style, layout={"width": "34em"})  # fmt: skip
 
 
 def _scatter(xy: np.ndarray):

@@ -19,35 +19,33 @@ class Stored:
     """The cells of a sweep below `out`, and those beside them that differ only in kind and rate of the noise.
 
     A choice is an `init`, a `noise_kind` and a `noise_rate`; everything else is the sweep's: of the first grid that
-    has this init, the first of each list. Raises InputError for a sweep without experiments, or on human labels.
+    has this init, the first of each list. `choices` has the values of each to choose from. Raises InputError for a
+    sweep without experiments, or on human labels.
     """
 
     def __init__(self, plan: spec.Spec, out: str | Path):
         self.spec, self.out = plan, Path(out).resolve()
         self._cells: dict[tuple, list[spec.Cell]] = {}
-        self._rows: dict[Path, pd.DataFrame] = {}
         grids = [g for g in plan.grids if set(CHOSEN) <= notebooks.declared_parameters(g.notebook).keys()]
         if not grids:
             raise InputError(f"the sweep '{plan.title}' has no grid of an experiment: nothing to choose")
         if any(grid.parameters.get("labels", plan.parameters.get("labels")) for grid in grids):
             raise InputError(f"the sweep '{plan.title}' is of labels that people gave: there is no noise to choose")
-        self._grids = {}
-        for grid in grids:
-            for init in _listed(grid.parameters.get("init", notebooks.declared_parameters(grid.notebook)["init"])):
-                self._grids.setdefault(init, grid)
-        self.inits = list(self._grids)
-        kinds = [kind for grid in grids for kind in _listed(grid.parameters.get("noise_kind", "uniform"))]
-        self.kinds = list(dict.fromkeys([*(kind for kind in kinds if kind in KINDS), *KINDS]))
-        rates = [float(rate) for grid in grids for rate in _listed(grid.parameters.get("noise_rate", 0.4))]
-        self.rates = sorted({*RATES, *rates})
+        values = {name: [(v, grid) for grid in grids for v in _values(grid, name)] for name in CHOSEN}
+        self._grids = dict(reversed(values["init"]))  # of each init, the first grid that has it
+        kinds = [kind for kind, _ in values["noise_kind"] if kind in KINDS]
+        self.choices = {
+            "noise_rate": sorted({*RATES, *(float(rate) for rate, _ in values["noise_rate"])}),
+            "noise_kind": list(dict.fromkeys([*kinds, *KINDS])),
+            "init": list(dict.fromkeys(init for init, _ in values["init"])),
+        }
 
     def cells(self, init: str, noise_kind: str, noise_rate: float) -> list[spec.Cell]:
         """Return the cells of a choice, what the experiment needs first. Raises InputError for an unknown init."""
         key = init, noise_kind, float(noise_rate)
         if key not in self._cells:
-            grid = self._grids[one_of("init of the sweep", init, self._grids)]
-            own = {name: _listed(value)[0] for name, value in grid.parameters.items()}
-            own |= dict(zip(CHOSEN, key, strict=True))
+            grid = self._grids[one_of("init of the sweep", init, self.choices["init"])]
+            own = {name: _values(grid, name)[0] for name in grid.parameters} | dict(zip(CHOSEN, key, strict=True))
             parts = [grid, *self.spec.stages.values()]
             known = {name for part in parts for name in notebooks.declared_parameters(part.notebook)}
             common = {name: value for name, value in self.spec.parameters.items() if name in known}
@@ -91,15 +89,16 @@ class Stored:
 
     def results(self) -> pd.DataFrame:
         """Return one row for each experiment that has finished below `out`, with its `arm`; see tables.arms."""
-        for path in sorted(self.out.glob("cells/*/results.csv")):
-            if path not in self._rows and path.with_name("notebook.ipynb").exists():
-                self._rows[path] = pd.read_csv(path, dtype={"commit": str}).dropna(axis=1, how="all")
-        if not self._rows:
+        found = [path.parent for path in sorted(self.out.glob("cells/*/notebook.ipynb"))]
+        rows = [runs.Run(folder).results() for folder in found if (folder / "results.csv").exists()]
+        if not rows:
             return pd.DataFrame()
-        whole = pd.concat([self._rows[path] for path in sorted(self._rows)], ignore_index=True)
-        whole = whole.reindex(columns=runs.RESULT_COLUMNS)
-        return tables.experiments(tables.arms(whole.astype({"labels": "object"})))
+        whole = pd.concat([table.dropna(axis=1, how="all") for table in rows], ignore_index=True)
+        whole = whole.reindex(columns=runs.RESULT_COLUMNS).astype({"labels": "object"})
+        return tables.experiments(tables.arms(whole))
 
 
-def _listed(value) -> list:
+def _values(grid: spec.Part, name: str) -> list:
+    """Return the values that a grid gives a parameter, or its notebook's default, as a list."""
+    value = grid.parameters.get(name, notebooks.declared_parameters(grid.notebook)[name])
     return value if isinstance(value, list) else [value]

@@ -7,21 +7,14 @@ from reviewed import leave
 from ptglab.ui.explorer import MARGIN
 
 pytestmark = pytest.mark.browser
-CLEAR = 4  # pixels between the lasso and any point
-
-
-def edges(values: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """Return two positions about `low` and `high` that are at least CLEAR pixels from every value."""
-    candidates = np.arange(values.min() - 10, values.max() + 10, 0.5)
-    clear = candidates[(np.abs(candidates[:, None] - values).min(1) > CLEAR)]
-    return tuple(float(clear[np.abs(clear - wanted).argmin()]) for wanted in (low, high))
+XY = np.column_stack(np.unravel_index(np.arange(200), (20, 10))).astype(np.float32)  # a grid, as wide as high on screen
+LOW, HIGH = np.array([3.5, 2.5]), np.array([16.5, 8.5])  # of the lasso, between the points
 
 
 def rows(page) -> list[int]:
     """Return the rows whose pictures the gallery shows."""
-    return page.script(
-        "return [...document.querySelectorAll('.ptglab-gallery-box [data-row]')].map((e) => +e.dataset.row)"
-    )
+    cards = "[...document.querySelectorAll('.ptglab-gallery-box [data-row]')]"
+    return page.script(f"return {cards}.map((e) => +e.dataset.row)")
 
 
 def test_a_lasso_fills_the_gallery_with_exactly_those(lab, tmp_path):
@@ -29,22 +22,19 @@ def test_a_lasso_fills_the_gallery_with_exactly_those(lab, tmp_path):
 
     leave(tmp_path / "one")
     page = lab("12_explorer", audit_run=str(tmp_path / "one"))
+    arrays = page.folder / "runs" / "12_explorer" / "arrays"
+    arrays.mkdir(parents=True)
+    np.save(arrays / "embedding.npy", XY)  # as if UMAP had run before
     page.run(".ptglab-scatter canvas")
-    xy = np.load(page.folder / "runs" / "12_explorer" / "arrays" / "embedding.npy")
+    expected = np.flatnonzero((XY > LOW).all(1) & (XY < HIGH).all(1)).tolist()
+    assert 60 < len(expected) < 200  # more than a page
     canvas = page.find(".ptglab-scatter canvas")[0]
     page.script("arguments[0].scrollIntoView({block: 'end'})", canvas)
-    width, height = page.script("return [arguments[0].clientWidth, arguments[0].clientHeight]", canvas)
     # The longer axis of the canvas shows more than the data: both axes have the scale of the shorter one.
-    pixels = (
-        (2 * (xy - xy.min(0)) / np.ptp(xy, axis=0) - 1) * [1, -1] * min(width, height) / 2 / MARGIN
-    )  # from the centre
-    left, right = edges(pixels[:, 0], *np.quantile(pixels[:, 0], [0.2, 0.7]))
-    top, bottom = edges(pixels[:, 1], *np.quantile(pixels[:, 1], [0.2, 0.7]))
-    inside = (pixels > [left, top]).all(1) & (pixels < [right, bottom]).all(1)
-    expected = np.flatnonzero(inside).tolist()
-    assert 60 < len(expected) < 195  # more than a page
-    corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom), (left, top + 2)])
-    path = [a + (b - a) * step / 8 for a, b in zip(corners, corners[1:], strict=False) for step in range(9)]
+    side = min(page.script("return [arguments[0].clientWidth, arguments[0].clientHeight]", canvas))
+    corners = np.array([(LOW[0], HIGH[1]), HIGH, (HIGH[0], LOW[1]), LOW, (LOW[0], HIGH[1] - 0.1)])
+    pixels = (2 * corners / XY.max(0) - 1) * [1, -1] * side / 2 / MARGIN  # from the centre
+    path = [a + (b - a) * step / 8 for a, b in zip(pixels, pixels[1:], strict=False) for step in range(9)]
 
     def lassoed() -> bool:
         """Draw the lasso; return whether all of them are selected. It is drawn again if there were no points yet."""

@@ -23,10 +23,10 @@ def test_a_selection_fills_the_gallery_with_exactly_those(opened):
     assert shown(opened.gallery()) == np.argsort(opened.suspects.score, kind="stable")[: explorer.STILL].tolist()
     opened.select(range(130))
     seen = []
-    for page in range(opened.pages):
+    for page in range(opened.page_count):
         opened.turn(page)
         seen += shown(opened.gallery())
-    assert opened.pages == 3 and seen == list(range(130))
+    assert opened.page_count == 3 and seen == list(range(130))
 
 
 def test_lasso_hover_and_buttons_of_the_widgets(opened):
@@ -73,7 +73,11 @@ def test_colours_say_what_they_stand_for(opened):
 def test_without_the_truth_nothing_tells_of_it(tmp_path, images):
     found, _ = found_in(tmp_path / "one", images)
     blind = explorer.Explorer(found, np.zeros((150, 2)))
-    assert blind.colours == ["given", "score", "flag"] and "true" not in blind.caption(0) and "F1" not in blind.status()
+    assert (
+        list(blind.colours) == ["given", "score", "flag"]
+        and "true" not in blind.caption(0)
+        and "F1" not in blind.status()
+    )
     refused("9", "150", call=explorer.Explorer)(found, np.zeros((9, 2)))
 
 

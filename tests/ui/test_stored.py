@@ -16,7 +16,7 @@ def store(tmp_path) -> stored.Stored:
 
 def test_cells_of_a_choice_are_those_of_the_sweep(store):
     whole = {cell.name: cell for cell in spec.plan(spec.read("explore"))}
-    chosen = [store.cells(init, "uniform", rate) for init in store.inits for rate in (0.2, 0.4, 0.6)]
+    chosen = [store.cells(init, "uniform", rate) for init in store.choices["init"] for rate in (0.2, 0.4, 0.6)]
     assert {cell.name: cell for cells in chosen for cell in cells} == whole
     *stages, cell = store.cells("simclr", "asymmetric", 0.8)
     assert cell.name not in whole and [stage.name for stage in stages] == list(cell.needs)
@@ -26,13 +26,11 @@ def test_cells_of_a_choice_are_those_of_the_sweep(store):
 
 def test_every_list_of_a_sweep_can_be_chosen_from(tmp_path):
     digits = stored.Stored(spec.read("digits"), tmp_path)
-    assert digits.inits == ["scratch", "simclr", "barlow_twins", "vicreg"]
-    assert digits.kinds == ["uniform", "asymmetric", "instance", "pair_flip"]
-    assert digits.rates == [0.0, 0.2, 0.4, 0.6, 0.8]
-    names = {cell.name for cell in spec.plan(spec.read("digits"))}
-    assert {
-        c.name for init in digits.inits for rate in digits.rates for c in digits.cells(init, "uniform", rate)
-    } <= names
+    inits, rates = ["scratch", "simclr", "barlow_twins", "vicreg"], [0.0, 0.2, 0.4, 0.6, 0.8]
+    kinds = ["uniform", "asymmetric", "instance", "pair_flip"]
+    assert digits.choices == {"noise_rate": rates, "noise_kind": kinds, "init": inits}
+    chosen = {c.name for init in inits for rate in rates for c in digits.cells(init, "uniform", rate)}
+    assert chosen <= {cell.name for cell in spec.plan(spec.read("digits"))}
     assert digits.cells("vicreg", "uniform", 0.4)[0].parameters["method"] == "vicreg"
 
 

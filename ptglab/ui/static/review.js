@@ -25,9 +25,9 @@ function render({ model, el }) {
   page.setAttribute("aria-label", "Suspects of this page");
   el.append(page);
   // The row on the screen goes along: a key that was pressed for an earlier picture decides nothing.
-  const send = (content) => model.send({ ...content, row: model.get("row") });
+  const send = (content) => model.send({ ...content, row: model.get("state").row });
   const marked = () => {
-    const [marks, place] = [model.get("marks"), model.get("place")];
+    const { marks = [], place } = model.get("state");
     [...page.children].forEach((button, i) => {
       button.querySelector(".ptglab-mark").textContent = marks[i] ?? "";
       button.classList.toggle("ptglab-decided", Boolean(marks[i]));
@@ -39,7 +39,7 @@ function render({ model, el }) {
     page.replaceChildren(...model.get("cards").map((content, i) => card(content, i, send)));
     marked();
   };
-  const changes = [["change:cards", filled], ["change:marks", marked], ["change:place", marked]];
+  const changes = [["change:cards", filled], ["change:state", marked]];
   for (const [name, act] of changes) model.on(name, act);
   filled();
 
