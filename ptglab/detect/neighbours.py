@@ -27,27 +27,29 @@ def nearest(features, k: int, bank=None) -> Neighbours:
     `_indexed`. Returns (similarity float32 [N, k] cosine, index int64 [N, k]), most similar first; k is cut to the
     number of rows there are.
     """
-    features = _on_gpu(features)
-    own = np.arange(len(features)) if bank is None else None
-    bank = features if bank is None else _on_gpu(bank)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = features.device if isinstance(features, torch.Tensor) else device
+    own, bank = (np.arange(len(features)), features) if bank is None else (None, bank)
     k = min(k, len(bank) - (own is not None))
-    if len(features) * len(bank) <= INDEX_FROM**2 or (isinstance(bank, torch.Tensor) and bank.is_cuda):
-        return _exact(features, bank, k, own)
-    if faiss := _faiss():
-        return _indexed(faiss, features, bank, k, own)
-    pairs = f"{len(features):,} x {len(bank):,} rows"
-    print(f"comparing {pairs}; an index would be faster: pip install 'ptglab[faiss]'", file=sys.stderr)
-    return _exact(features, bank, k, own)
+    if device.type == "cpu" and len(features) * len(bank) > INDEX_FROM**2:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of its bindings
+                import faiss
+        except ImportError:
+            pairs = f"{len(features):,} x {len(bank):,} rows"
+            print(f"comparing {pairs}; an index would be faster: pip install 'ptglab[faiss]'", file=sys.stderr)
+        else:
+            return _indexed(faiss, features, bank, k, own)
+    return _exact(features, bank, k, own, device)
 
 
 def first_k(neighbours: Neighbours | None, features, k: int) -> Neighbours:
     """Return the first `k` of `neighbours`, which `nearest` found before, or search `features` if that is None.
 
-    Raises InputError if there are fewer than `k` of them, or if both are None.
+    Raises InputError if there are fewer than `k` of them.
     """
     if neighbours is None:
-        if features is None:
-            raise InputError("neighbours are searched among features, or were found before: give either")
         return nearest(features, k)
     similarity, index = (np.asarray(part) for part in neighbours)
     k = min(k, len(index) - 1)
@@ -57,13 +59,13 @@ def first_k(neighbours: Neighbours | None, features, k: int) -> Neighbours:
     return similarity[:, :k], index[:, :k]
 
 
-def _exact(features, bank, k: int, own: np.ndarray | None) -> Neighbours:
+def _exact(features, bank, k: int, own: np.ndarray | None, device="cpu") -> Neighbours:
     """Compare all pairs. own: int64 [N], which row of the bank each of `features` is, and must not find; or None."""
     similarity, index = np.empty((len(features), k), np.float32), np.empty((len(features), k), np.int64)
-    bank, block = _normalize(bank), max(1, BLOCK_ELEMENTS // max(1, len(bank)))
+    bank, block = _normalize(bank, device), max(1, BLOCK_ELEMENTS // max(1, len(bank)))
     for start in tqdm(range(0, len(features), block), "neighbours", delay=3, leave=False):
         rows = slice(start, start + block)
-        sims = _normalize(features[rows]) @ bank.T
+        sims = _normalize(features[rows], device) @ bank.T
         if own is not None:
             sims[np.arange(len(sims)), own[rows]] = -torch.inf
         top = sims.topk(k, dim=1)
@@ -115,17 +117,6 @@ def recall(found: np.ndarray, exact: np.ndarray) -> float:
     return same / max(1, exact.size)
 
 
-def _faiss():
-    """Return the package, or None if it is not installed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of its bindings
-        try:
-            import faiss
-        except ImportError:
-            return None
-    return faiss
-
-
 def embedding(features, seed: int, k: int = 15, neighbours: Neighbours | None = None) -> np.ndarray:
     """Return UMAP coordinates float32 [N, 2] of `features` [N, D], from the `k` nearest of each row by cosine.
 
@@ -145,18 +136,10 @@ def embedding(features, seed: int, k: int = 15, neighbours: Neighbours | None = 
         return UMAP(n_neighbors=k, precomputed_knn=graph, random_state=seed, n_jobs=1).fit_transform(np.array(features))
 
 
-def _on_gpu(x):
-    """Return an array as a tensor on the GPU if there is one; anything else stays where it is."""
-    if isinstance(x, torch.Tensor) or not torch.cuda.is_available():
-        return x
-    return torch.from_numpy(np.array(x, np.float32)).to("cuda")
-
-
-def _normalize(x) -> torch.Tensor:
-    """Return [N, D] float32 with rows of length 1; an array, which may be read-only, is copied."""
-    if isinstance(x, torch.Tensor):
-        return torch.nn.functional.normalize(x.float(), dim=1)
-    x = torch.from_numpy(np.array(x, np.float32))
+def _normalize(x, device="cpu") -> torch.Tensor:
+    """Return a copy of `x`, a tensor or an array that may be read-only, as float32 [N, D] with rows of length 1."""
+    tensor = isinstance(x, torch.Tensor)
+    x = x.to(device, torch.float32, copy=True) if tensor else torch.from_numpy(np.array(x, np.float32)).to(device)
     return x.div_(x.norm(dim=1, keepdim=True).clamp_(min=1e-12))
 
 

@@ -37,12 +37,10 @@ def test_read_margin_and_confident_class_by_hand(monkeypatch, seed, dtype, eleme
         assert rows.own[i] == row[label] and rows.largest[i] == max(row)
         assert rows.best[i] == list(row).index(max(row))
         assert margin[i] == row[label] - max(p for j, p in enumerate(row) if j != label)
-        assert rows.doubtful[i] == (row[label] < max(row) - 1e-6)
         reached = row >= thresholds - 1e-6
         expected = -1 if not reached.any() else np.argmax(reached) if reached.sum() == 1 else np.argmax(row)
         assert confident[i] == expected
     assert {array.dtype for array in (rows.own, rows.largest, margin)} == {np.dtype(dtype)}
-    assert rows.doubtful.any() and not rows.doubtful.all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -91,12 +89,6 @@ def test_the_joint_by_hand(seed):
         counts[i] = max(counts[i], 1)
         expected[i] = [count / sum(counts) * (labels == i).sum() for count in counts]
     np.testing.assert_allclose(probabilities.joint(labels, probs), expected, atol=1e-9)
-
-
-def test_calibrated_by_hand():
-    """Nobody of class 1 is confident, so that its one right row stands for all 6; class 2 is nobody's label."""
-    counts, sizes = np.array([[6, 2, 0], [0, 0, 0], [0, 0, 0]]), np.array([16, 6, 0])
-    np.testing.assert_allclose(probabilities.calibrated(counts, sizes), [[12, 4, 0], [0, 6, 0], [0, 0, 0]])
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -80,7 +80,7 @@ ROWS = np.zeros(12, int)
         (np.eye(12, dtype=int), {}, "shape (12, 12)"),
         (np.array(3), {}, "shape ()"),
         (ROWS, {"probs": np.zeros((11, 3))}, "probs has 11 rows for 12 labels"),
-        (ROWS, {"features": np.zeros(12)}, "features has 1 dimensions"),
+        (ROWS, {"features": np.zeros(12)}, "features is empty or not of two dimensions: its shape is (12,)"),
         (ROWS, {"history": np.zeros((12, 4))}, "history has 4 rows for 12 labels"),
         (ROWS, {"history": np.zeros((0, 12))}, "history is empty"),
         (ROWS, {"features": np.zeros((12, 0))}, "features is empty"),
