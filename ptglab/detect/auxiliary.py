@@ -18,9 +18,7 @@ from ptglab.detect.suspects import Suspects, flag, suspects
 Views = dict[str, np.ndarray]
 
 
-def auxiliary(
-    labels: np.ndarray, probs: np.ndarray, features: np.ndarray, neighbours: Neighbours | None = None, seed: int = 0
-) -> Suspects:
+def auxiliary(labels, probs, features, neighbours: Neighbours | None = None, seed: int = 0) -> Suspects:
     """Flag labels that a small network, trained to tell planted flips from given labels, takes to be wrong.
 
     N flips planted where labels are estimated to go wrong are the positives, the N given labels, of which a share r is
@@ -33,9 +31,7 @@ def auxiliary(
     return suspects(labels, views["belief"], score, score < 0.5)
 
 
-def ensemble(
-    labels: np.ndarray, probs=None, features=None, neighbours: Neighbours | None = None, seed: int = 0
-) -> Suspects:
+def ensemble(labels, probs=None, features=None, neighbours: Neighbours | None = None, seed: int = 0) -> Suspects:
     """Flag as many labels as are estimated to be wrong, those of the lowest weighted mean rank among several detectors.
 
     The members are confidence and disagreement if there are `probs`, knn, simifeat and density if there are
@@ -47,26 +43,25 @@ def ensemble(
     estimate, too many where the inputs cannot tell classes apart.
     """
     (views, joint), n = views_of(labels, probs, features, neighbours), len(labels)
-    learned = learn(labels, views, joint, seed) if {"probs", "logs"} <= views.keys() else None
+    learned = {"auxiliary": learn(labels, views, joint, seed)} if {"probs", "logs"} <= views.keys() else {}
 
     def score_members(rows: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-        return member_scores(rows, y, views) | ({"auxiliary": learned(rows, y)} if learned else {})
+        return member_scores(rows, y, views) | {name: score(rows, y) for name, score in learned.items()}
 
     given = score_members(np.arange(n), labels)
     ranks = {name: (rankdata(score) - 0.5) / n for name, score in given.items()}
     rate = noise_rate.wrong_share(joint)
     clean = np.argsort(-sum(ranks.values()), kind="stable")[: max(2, round((1 - rate) * n))]
     rows, wrong = plant(labels[clean], labels[clean], joint, np.random.default_rng([seed, 1]))
-    planted, weights = score_members(clean[rows], wrong), {}
-    for name in ranks:
+    score, total, planted = np.zeros(n), 0, score_members(clean[rows], wrong)
+    for name, rank in ranks.items():
         doubt = -np.concatenate([given[name][clean], planted[name]])
         area = roc_auc_score(np.repeat([0, 1], len(clean)), doubt)
-        # no weight for a member that knows nothing, unless none knows anything
-        weights[name] = max(0, area - 0.5) / (1 - area + 1e-2) + 1e-6
-    score = sum(weights[name] * ranks[name] for name in ranks) / sum(weights.values())
+        weight = max(0, area - 0.5) / (1 - area + 1e-2) + 1e-6  # even if none of the members knows anything
+        score, total = score + weight * rank, total + weight
     if learned:
         rate = np.cbrt((given["auxiliary"] < 0.5).mean() ** 2 * rate)
-    unflagged = suspects(labels, views["belief"], score, np.zeros(n, bool))
+    unflagged = suspects(labels, views["belief"], score / total, np.zeros(n, bool))
     return flag(unflagged, round(rate * n), labels, views["belief"])
 
 
@@ -84,8 +79,8 @@ def views_of(labels: np.ndarray, probs, features, neighbours: Neighbours | None)
         joints.append(probabilities.joint(labels, probs, rows))
     if features is not None or neighbours is not None:
         similarity, index = first_k(neighbours, features, 20)
-        views["votes"] = vote(similarity, labels[index], k)
-        views["votes_of_10"] = vote(similarity[:, :10], labels[index[:, :10]], k)
+        for name, first in (("votes", 20), ("votes_of_10", 10)):
+            views[name] = vote(similarity[:, :first], labels[index[:, :first]], k)
         joints.append(noise_rate.consensus(labels, index[:, :2], k) * len(labels))
     if features is not None:
         views["logs"] = log_likelihoods(labels, features, k)
@@ -93,9 +88,7 @@ def views_of(labels: np.ndarray, probs, features, neighbours: Neighbours | None)
     return views, min(joints, key=noise_rate.wrong_share)
 
 
-def plant(
-    labels: np.ndarray, likely: np.ndarray, joint: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def plant(labels, likely, joint: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return (rows, labels), int64 [N] each: N rows drawn with replacement, and a wrong label for each.
 
     They follow `joint`, counts [given, true]. A row whose class is `likely` i, int64 [N], is drawn in proportion to how
@@ -117,15 +110,15 @@ def learn(labels: np.ndarray, views: Views, joint: np.ndarray, seed: int) -> Cal
     """Return the function (rows [M], labels [M]) -> score [M] of `auxiliary`, learned from N planted flips."""
     rows, wrong = plant(labels, views["belief"].argmax(1), joint, np.random.default_rng(seed))
     given, planted = signals(np.arange(len(labels)), labels, views), signals(rows, wrong, views)
-    network = MLPClassifier((16,), alpha=1e-2, early_stopping=True, max_iter=500, random_state=seed)
-    network = make_pipeline(StandardScaler(), network)
+    mlp = MLPClassifier((16,), alpha=1e-2, early_stopping=True, max_iter=500, random_state=seed)
+    network = make_pipeline(StandardScaler(), mlp)
     network.fit(np.concatenate([given, planted]), np.repeat([0, 1], len(labels)))
 
     def doubt(signals: np.ndarray) -> np.ndarray:
         return network.predict_proba(signals)[:, 1].clip(1e-6, 1 - 1e-6)
 
     typical = np.median(doubt(planted))
-    rate = min(1.0, (1 - typical) / typical)
+    rate = min(1.0, (1 - typical) / typical)  # of wrong labels among the given ones
 
     def score(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
         q = doubt(signals(rows, labels, views))

@@ -97,9 +97,7 @@ def usable(available: Iterable[str], rows: int) -> list[str]:
     return [name for name in DETECTORS if not _missing(name, available) and rows >= FEWEST_ROWS.get(name, 2)]
 
 
-def detect(
-    name: str, labels, probs=None, features=None, history=None, seed: int = 0, neighbours=None, **options
-) -> Suspects:
+def detect(name, labels, probs=None, features=None, history=None, seed=0, neighbours=None, **options) -> Suspects:
     """Return what the detector `name` finds among `labels`, the given ones, int64 [N].
 
     probs: out-of-fold float [N, K]; features: float [N, D]; history: float [E, N] margins over epochs; neighbours:
@@ -125,10 +123,7 @@ def detect(
 
 
 def _missing(name: str, available: Collection[str]) -> str:
-    """Return what the detector needs and is not `available`, for a message; "" if nothing is missing.
-
-    A detector all of whose inputs have a default needs one of them.
-    """
+    """Return what is needed and not `available`; if all inputs have a default, that is any one of them."""
     inputs = [each for key, each in inspect.signature(DETECTORS[name]).parameters.items() if key in INPUTS]
     required = [each.name for each in inputs if each.default is each.empty]
     if required:

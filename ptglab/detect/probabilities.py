@@ -5,7 +5,7 @@ from a file larger than memory.
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -70,8 +70,7 @@ def prune(labels: np.ndarray, probs: np.ndarray, by: str = "both") -> Suspects:
     return suspects(labels, probs, score, by_class & by_pair & (rows.own < rows.largest - TIE), rows.best)
 
 
-@dataclass(frozen=True)
-class Read:
+class Read(NamedTuple):
     """For each row [N]: `own`, its label's probability; `largest`, the largest one; `best`, the first such class."""
 
     own: np.ndarray
@@ -129,9 +128,7 @@ def confident_classes(probs: np.ndarray, thresholds: np.ndarray, rows: Read) -> 
     return guess
 
 
-def joint(
-    labels: np.ndarray, probs: np.ndarray, rows: Read | None = None, weights: np.ndarray | None = None
-) -> np.ndarray:
+def joint(labels: np.ndarray, probs: np.ndarray, rows: Read | None = None, weights=None) -> np.ndarray:
     """Return the calibrated confident joint float64 [K, K]: how many labels are given as i where j is true.
 
     weights: [N], how often each row counts, once by default. Counts of confident rows are scaled to sum to the number

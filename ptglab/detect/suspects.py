@@ -18,9 +18,7 @@ class Suspects:
     suggested: np.ndarray
 
 
-def suspects(
-    labels: np.ndarray, belief: np.ndarray, score: np.ndarray, flagged: np.ndarray, best: np.ndarray | None = None
-) -> Suspects:
+def suspects(labels, belief: np.ndarray, score: np.ndarray, flagged: np.ndarray, best=None) -> Suspects:
     """Return Suspects that suggest the likeliest class, or, for a flagged label, the likeliest other class.
 
     labels: the given ones, int64 [N]; belief: float [N, K], high = likely; score [N]; flagged: bool [N];
@@ -34,7 +32,7 @@ def suspects(
     return Suspects(score.astype(np.float32, copy=False), flagged, suggested)
 
 
-def flag(found: Suspects, count: int, labels: np.ndarray | None = None, belief: np.ndarray | None = None) -> Suspects:
+def flag(found: Suspects, count: int, labels=None, belief: np.ndarray | None = None) -> Suspects:
     """Return `found` with the `count` rows of the lowest score flagged instead; of equal scores, the first rows.
 
     With `labels`, the given ones, and `belief`, float [N, K], suggestions are made anew, so that no flagged label is

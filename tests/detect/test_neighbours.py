@@ -114,7 +114,7 @@ def test_the_first_of_those_that_were_found_before():
         for ours, theirs in zip(neighbours.first_k(found, None, k), neighbours.nearest(features, k), strict=True):
             np.testing.assert_array_equal(ours, theirs)
     assert neighbours.first_k(neighbours.nearest(features[:5], 9), None, 9)[1].shape == (5, 4)
-    refused("neighbours", "10 are needed", call=neighbours.first_k)(found, None, 10)
+    refused("neighbours", "10 are needed each", call=neighbours.first_k)(found, None, 10)
 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.1, 1.0])
