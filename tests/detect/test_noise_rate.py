@@ -138,14 +138,6 @@ def test_the_clusterability_method_is_the_consensus_of_the_two_nearest(monkeypat
     assert (found.rate, found.low, found.high) == (again.rate, again.low, again.high)
 
 
-def test_wrong_share_and_transition_by_hand():
-    """Class 1 has no rows at all."""
-    joint = np.array([[6.0, 0, 1], [2, 0, 0], [0, 0, 3]])
-    assert noise_rate.wrong_share(joint) == pytest.approx(3 / 12)
-    np.testing.assert_allclose(noise_rate.transition(joint), [[0.75, 0.25, 0], [0, 1, 0], [0.25, 0, 0.75]])
-    assert noise_rate.wrong_share(np.eye(3)) == 0
-
-
 LABELS, PROBS = np.arange(12) % 3, np.full((12, 3), 1 / 3)
 FEATURES = np.random.default_rng(0).normal(size=(12, 4))
 IN_FEATURES = {"features": FEATURES, "method": "clusterability"}
