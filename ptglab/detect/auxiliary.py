@@ -1,71 +1,67 @@
 """Detectors that learn from labels made wrong on purpose: what tells planted labels from given ones."""
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ptglab.detect import noise_rate, probabilities
-from ptglab.detect.features import cosine, log_likelihoods, margins, num_classes
+from ptglab.detect.features import cosine, log_likelihoods, num_classes
 from ptglab.detect.neighbours import Neighbours, first_k, vote
+from ptglab.detect.probabilities import margin
 from ptglab.detect.suspects import Suspects, flag, suspects
 
 Views = dict[str, np.ndarray]
 
 
-def auxiliary(
-    labels: np.ndarray, probs: np.ndarray, features: np.ndarray, neighbours: Neighbours | None = None, seed: int = 0
-) -> Suspects:
+def auxiliary(labels, probs, features, neighbours: Neighbours | None = None, seed: int = 0) -> Suspects:
     """Flag labels that a small network, trained to tell planted flips from given labels, takes to be wrong.
 
-    This is learning from positive and unlabelled data: N flips planted where labels are estimated to go wrong are the
-    positives, the N given labels, of which a share r is wrong, are unlabelled. If the network's odds planted : given
-    are o, a label is wrong with probability r o (Elkan & Noto 2008, section 2); r is 1 / o at the typical planted
-    flip, where every label is wrong. Flagged above one half. The score is 1 less that probability, plus a thousandth
-    of the network's own probability of a given label, which ranks labels that are equally sure.
+    N flips planted where labels are estimated to go wrong are the positives, the N given labels, of which a share r is
+    wrong, are unlabelled. If the network's odds planted : given are o, a label is wrong with probability r o (Elkan &
+    Noto 2008, section 2); r is 1 / o at the typical planted flip, where every label is wrong. Flagged above one half.
+    The score is 1 less that probability, plus a thousandth of the network's probability of a given label, to rank ties.
     """
     views, joint = views_of(labels, probs, features, neighbours)
-    score = judge(np.arange(len(labels)), labels, views, *fit_planted(labels, views, joint, seed))
+    score = learn(labels, views, joint, seed)(np.arange(len(labels)), labels)
     return suspects(labels, views["belief"], score, score < 0.5)
 
 
-def ensemble(
-    labels: np.ndarray, probs=None, features=None, neighbours: Neighbours | None = None, seed: int = 0
-) -> Suspects:
+def ensemble(labels, probs=None, features=None, neighbours: Neighbours | None = None, seed: int = 0) -> Suspects:
     """Flag as many labels as are estimated to be wrong, those of the lowest weighted mean rank among several detectors.
 
     The members are confidence and disagreement if there are `probs`, knn, simifeat and density if there are
     `features` (the first two of them with `neighbours` alone), auxiliary if there are both. Ours: a member weighs about
     (A - 1/2) / (1 - A), where A is the area under its ROC curve at finding labels planted among the rows that the
-    unweighted mean rank takes to be right. A planted label is judged against the given labels of all other rows, so
-    nothing is fitted anew; which rows and labels are planted depends on no member's prediction, or that member would
-    find them best. The score is the weighted mean rank, 0 to 1. The number of wrong labels is the geometric mean of
-    what `auxiliary` flags, which is too few where real mistakes are subtler than planted ones and counts double, and
-    of the joint's estimate, which is too many where the inputs cannot tell classes apart.
+    unweighted mean rank takes to be right; what is planted depends on no member's prediction, or that member would find
+    it best. The score is the weighted mean rank, 0 to 1. The number of wrong labels is the geometric mean of what
+    `auxiliary` flags, too few where real mistakes are subtler than planted ones and counted double, and of the joint's
+    estimate, too many where the inputs cannot tell classes apart.
     """
     (views, joint), n = views_of(labels, probs, features, neighbours), len(labels)
-    learned = fit_planted(labels, views, joint, seed) if {"probs", "logs"} <= views.keys() else ()
+    learned = {"auxiliary": learn(labels, views, joint, seed)} if {"probs", "logs"} <= views.keys() else {}
 
     def score_members(rows: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-        return member_scores(rows, y, views) | ({"auxiliary": judge(rows, y, views, *learned)} if learned else {})
+        return member_scores(rows, y, views) | {name: score(rows, y) for name, score in learned.items()}
 
     given = score_members(np.arange(n), labels)
     ranks = {name: (rankdata(score) - 0.5) / n for name, score in given.items()}
     rate = noise_rate.wrong_share(joint)
     clean = np.argsort(-sum(ranks.values()), kind="stable")[: max(2, round((1 - rate) * n))]
     rows, wrong = plant(labels[clean], labels[clean], joint, np.random.default_rng([seed, 1]))
-    planted, weights = score_members(clean[rows], wrong), {}
-    for name in ranks:
+    score, total, planted = np.zeros(n), 0, score_members(clean[rows], wrong)
+    for name, rank in ranks.items():
         doubt = -np.concatenate([given[name][clean], planted[name]])
         area = roc_auc_score(np.repeat([0, 1], len(clean)), doubt)
-        # no weight for a member that knows nothing, unless none knows anything
-        weights[name] = max(0, area - 0.5) / (1 - area + 1e-2) + 1e-6
-    score = sum(weights[name] * ranks[name] for name in ranks) / sum(weights.values())
+        weight = max(0, area - 0.5) / (1 - area + 1e-2) + 1e-6  # even if none of the members knows anything
+        score, total = score + weight * rank, total + weight
     if learned:
         rate = np.cbrt((given["auxiliary"] < 0.5).mean() ** 2 * rate)
-    unflagged = suspects(labels, views["belief"], score, np.zeros(n, bool))
+    unflagged = suspects(labels, views["belief"], score / total, np.zeros(n, bool))
     return flag(unflagged, round(rate * n), labels, views["belief"])
 
 
@@ -73,8 +69,8 @@ def views_of(labels: np.ndarray, probs, features, neighbours: Neighbours | None)
     """Return (views, joint): what the inputs say of every row and class, and how many labels [given, true] go wrong.
 
     Views are float [N, K]: probs; votes of 20 neighbours and of 10; logs, the log likelihoods; belief, the mean of
-    probs and votes. Thresholds [K] are those of confident learning. Of two joints it is the one with fewer wrong
-    labels: a poor input counts its own mistakes too.
+    probs and votes; and the thresholds [K] of confident learning. Of two joints it is the one with fewer wrong labels:
+    a poor input counts its own mistakes too.
     """
     views, joints, k = {}, [], num_classes(labels) if probs is None else probs.shape[1]
     if probs is not None:
@@ -83,8 +79,8 @@ def views_of(labels: np.ndarray, probs, features, neighbours: Neighbours | None)
         joints.append(probabilities.joint(labels, probs, rows))
     if features is not None or neighbours is not None:
         similarity, index = first_k(neighbours, features, 20)
-        views["votes"] = vote(similarity, labels[index], k)
-        views["votes_of_10"] = vote(similarity[:, :10], labels[index[:, :10]], k)
+        for name, first in (("votes", 20), ("votes_of_10", 10)):
+            views[name] = vote(similarity[:, :first], labels[index[:, :first]], k)
         joints.append(noise_rate.consensus(labels, index[:, :2], k) * len(labels))
     if features is not None:
         views["logs"] = log_likelihoods(labels, features, k)
@@ -92,9 +88,7 @@ def views_of(labels: np.ndarray, probs, features, neighbours: Neighbours | None)
     return views, min(joints, key=noise_rate.wrong_share)
 
 
-def plant(
-    labels: np.ndarray, likely: np.ndarray, joint: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def plant(labels, likely, joint: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return (rows, labels), int64 [N] each: N rows drawn with replacement, and a wrong label for each.
 
     They follow `joint`, counts [given, true]. A row whose class is `likely` i, int64 [N], is drawn in proportion to how
@@ -112,34 +106,38 @@ def plant(
     return rows, (rng.random((len(rows), 1)) * cumulative[:, -1:] >= cumulative).sum(1)
 
 
-def fit_planted(labels: np.ndarray, views: Views, joint: np.ndarray, seed: int) -> tuple[Pipeline, float]:
-    """Return (network that tells N planted flips from the N given labels, share of the given labels that is wrong)."""
+def learn(labels: np.ndarray, views: Views, joint: np.ndarray, seed: int) -> Callable:
+    """Return the function (rows [M], labels [M]) -> score [M] of `auxiliary`, learned from N planted flips."""
     rows, wrong = plant(labels, views["belief"].argmax(1), joint, np.random.default_rng(seed))
     given, planted = signals(np.arange(len(labels)), labels, views), signals(rows, wrong, views)
-    network = MLPClassifier((16,), alpha=1e-2, early_stopping=True, max_iter=500, random_state=seed)
-    network = make_pipeline(StandardScaler(), network)
+    mlp = MLPClassifier((16,), alpha=1e-2, early_stopping=True, max_iter=500, random_state=seed)
+    network = make_pipeline(StandardScaler(), mlp)
     network.fit(np.concatenate([given, planted]), np.repeat([0, 1], len(labels)))
-    typical = np.median(_doubt(network, planted))
-    return network, min(1.0, (1 - typical) / typical)
 
+    def doubt(signals: np.ndarray) -> np.ndarray:
+        return network.predict_proba(signals)[:, 1].clip(1e-6, 1 - 1e-6)
 
-def judge(rows: np.ndarray, labels: np.ndarray, views: Views, network: Pipeline, rate: float) -> np.ndarray:
-    """Return the score [M] of `auxiliary` for M rows with these labels; `network`, `rate`: of `fit_planted`."""
-    q = _doubt(network, signals(rows, labels, views))
-    return 1 - np.minimum(1, rate * q / (1 - q)) + 1e-3 * (1 - q)
+    typical = np.median(doubt(planted))
+    rate = min(1.0, (1 - typical) / typical)  # of wrong labels among the given ones
+
+    def score(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        q = doubt(signals(rows, labels, views))
+        return 1 - np.minimum(1, rate * q / (1 - q)) + 1e-3 * (1 - q)
+
+    return score
 
 
 def member_scores(rows: np.ndarray, labels: np.ndarray, views: Views) -> dict[str, np.ndarray]:
     """Return the score [M] that each detector but `auxiliary` gives M rows with these labels, int64 [M] each."""
-    pair, scores = (np.arange(len(rows)), labels), {}
+    scores = {}
     if "probs" in views:
         probs = views["probs"][rows]
-        scores |= {"confidence": probs[pair], "disagreement": margins(probs)[pair]}
+        scores |= {"confidence": probs[np.arange(len(rows)), labels], "disagreement": margin(labels, probs)}
     if "votes" in views:
-        scores["knn"] = margins(views["votes"][rows])[pair]
-        scores["simifeat"] = cosine(views["votes_of_10"][rows])[pair]
+        scores["knn"] = margin(labels, views["votes"][rows])
+        scores["simifeat"] = cosine(labels, views["votes_of_10"][rows])
     if "logs" in views:
-        scores["density"] = margins(views["logs"][rows])[pair]
+        scores["density"] = margin(labels, views["logs"][rows])
     return scores
 
 
@@ -158,8 +156,3 @@ def signals(rows: np.ndarray, labels: np.ndarray, views: Views) -> np.ndarray:
         -(probs * np.log(probs.clip(1e-12))).sum(1),
         scores["density"].clip(-50, 50),
     ], axis=1)  # fmt: skip
-
-
-def _doubt(network: Pipeline, signals: np.ndarray) -> np.ndarray:
-    """Return [M]: the network's probability that a label was planted."""
-    return network.predict_proba(signals)[:, 1].clip(1e-6, 1 - 1e-6)

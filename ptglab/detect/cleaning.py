@@ -1,7 +1,7 @@
 """What can be done beyond plain fine-tuning: recipes by name, and the loop that cleans labels in rounds."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,16 +34,12 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Round:
-    """The labels after some rounds of cleaning, see `clean`.
+    """The labels after some rounds of cleaning, see `clean`."""
 
-    labels: int64 [N]; trusted: bool [N], the rows that are left; probs: float32 [N, K], out of fold, of a model
-    trained on these labels; estimated: the share of the trusted labels that is estimated to be wrong.
-    """
-
-    labels: np.ndarray
-    trusted: np.ndarray
-    probs: np.ndarray
-    estimated: float
+    labels: np.ndarray  # int64 [N]
+    trusted: np.ndarray  # bool [N]: the rows that are left
+    probs: np.ndarray  # float32 [N, K], out of fold, of a model trained on these labels
+    estimated: float  # the share of the trusted labels that is estimated to be wrong
 
 
 def clean(
@@ -58,9 +54,8 @@ def clean(
 
     fit: (labels [N], trusted bool [N]) -> out-of-fold probabilities [N, K] of a model trained on the trusted rows.
     detect: (labels [M], probs [M, K], features [M, D] or None) -> Suspects of the M trusted rows. action: "drop" the
-    flagged rows for good, or "relabel" them as suggested. The first round has the given labels. The last one yielded
-    is the one to keep: after it noise would not have fallen by `noise_rate.estimate`, or nothing was flagged, or there
-    were `max_rounds`. No clean label is seen. Raises InputError for another action.
+    flagged rows for good, or "relabel" them as suggested. The first round has the given labels; the last one is the one
+    to keep. Raises InputError for another action.
     """
     one_of("action", action, ACTIONS)
     labels, trusted, before = np.array(labels_given), np.ones(len(labels_given), bool), np.inf
@@ -72,14 +67,13 @@ def clean(
             return
         yield Round(labels.copy(), trusted.copy(), probs, estimated)
         found = detect(labels[rows], probs[rows], None if features is None else features[rows])
-        flagged = rows[found.flagged]
+        flagged, before = rows[found.flagged], estimated
         if action == "relabel":
             labels[flagged] = found.suggested[found.flagged]
         else:
             trusted[flagged] = False
         if not len(flagged) or len(np.unique(labels[trusted])) < 2:
             return
-        before = estimated
 
 
 def changes(first: Suspects, labels_given: np.ndarray, last: Round) -> Suspects:
@@ -87,7 +81,7 @@ def changes(first: Suspects, labels_given: np.ndarray, last: Round) -> Suspects:
 
     They are ranked as in `first`, the suspects of the first round, with all flagged rows before all others.
     """
-    changed = last.labels != labels_given
-    score = first.score - (np.ptp(first.score) + 1) * (changed | ~last.trusted)
-    found = suspects(labels_given, last.probs, score, changed | ~last.trusted)
-    return Suspects(found.score, found.flagged, np.where(changed, last.labels, found.suggested))
+    relabelled = last.labels != labels_given
+    flagged = relabelled | ~last.trusted
+    found = suspects(labels_given, last.probs, first.score - (np.ptp(first.score) + 1) * flagged, flagged)
+    return replace(found, suggested=np.where(relabelled, last.labels, found.suggested))

@@ -15,8 +15,8 @@ def duplicates(images: Tensor, index: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """Return (pairs int64 [P, 2], first row below the second; difference float32 [P]) of near-duplicates, least first.
 
     images: uint8 [N, C, H, W]; index: int64 [N, k], the rows nearest to each by their features: only these are
-    compared. The difference is the root mean square of that of all pixels, at SIDE x SIDE, divided by the root of the
-    two images' mean variance; of two blank images it is 0. An image takes C * COARSE_SIDE^2 + 1 numbers of memory.
+    compared. The difference is the root mean square difference of the pixels, at SIDE x SIDE, divided by the root of
+    the two images' mean variance.
     """
     n = len(images)
     coarse, variance = np.empty((n, images.shape[1] * COARSE_SIDE**2), np.float32), np.empty(n, np.float32)
@@ -35,8 +35,8 @@ def duplicates(images: Tensor, index: np.ndarray) -> tuple[np.ndarray, np.ndarra
         others = index[start : start + BLOCK_ROWS]
         first, second = np.repeat(np.arange(start, start + len(others)), index.shape[1]), others.ravel()
         close = relative(first, second, coarse[first], coarse[second]) <= 1.001 * ALIKE  # but for rounding
-        pairs.append(np.sort(np.column_stack([first, second])[close], 1))
-    pairs = np.unique(np.concatenate(pairs), axis=0)
+        pairs.append(np.column_stack([first, second])[close])
+    pairs = np.unique(np.sort(np.concatenate(pairs), 1), axis=0)
     difference = np.empty(len(pairs), np.float32)
     for start in range(0, len(pairs), BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
@@ -55,5 +55,4 @@ def outliers(similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     score = similarity.mean(1)
     distance = np.log(np.clip(1 - score, 1e-6, None))
     above = distance - np.median(distance)
-    deviation = np.median(np.abs(above))
-    return score.astype(np.float32), 0.6745 * above > FAR * max(deviation, 1e-6)
+    return score.astype(np.float32), 0.6745 * above > FAR * max(np.median(np.abs(above)), 1e-6)

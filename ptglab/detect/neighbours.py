@@ -10,8 +10,7 @@ from tqdm import tqdm
 from ptglab.errors import InputError
 
 Neighbours = tuple[np.ndarray, np.ndarray]  # (similarity float32 [N, k], index int64 [N, k]), most similar first
-BLOCK_ELEMENTS = 1 << 25  # similarities held at a time: 128 MB of float32
-BLOCK_ROWS = 1 << 16  # rows that are indexed, looked up and voted on at a time
+BLOCK_ELEMENTS, BLOCK_ROWS = 1 << 25, 1 << 16  # similarities held, and rows indexed or voted on, at a time
 INDEX_FROM = 50_000  # rows, squared, from which an index pays: all pairs take a quarter of a minute on two CPU cores
 LIST_ROWS, TRAIN_ROWS = 512, 64  # rows in each list of the index, and rows that place its centre
 RECALL, SAMPLE = 0.95, 256  # share of the neighbours that must be found, as measured on this many rows
@@ -19,64 +18,62 @@ FIRST_LISTS = 4  # lists searched at first
 
 
 def nearest(features, k: int, bank=None) -> Neighbours:
-    """Return the `k` most similar rows of `bank` for each row of `features`.
+    """Return the `k` rows of `bank` [M, D], or as many as there are, most similar to each row of `features` [N, D].
 
-    features: [N, D]; bank: [M, D], or None to search among `features`, where no row finds itself. Arrays may be mapped
-    from files; the bank is held in memory. Tensors are searched on the device where they are, arrays on the GPU if
-    there is one. The search is exact, except on a CPU with more than INDEX_FROM^2 pairs and faiss installed: see
-    `_indexed`. Returns (similarity float32 [N, k] cosine, index int64 [N, k]), most similar first; k is cut to the
-    number of rows there are.
+    Without a bank, they are the other rows of `features`. Arrays may be mapped from files; the bank is held in memory.
+    Tensors are searched on the device where they are, arrays on the GPU if there is one. The search is exact, except on
+    a CPU with more than INDEX_FROM^2 pairs and faiss installed: see `_indexed`.
     """
-    features = _on_gpu(features)
-    own = np.arange(len(features)) if bank is None else None
-    bank = features if bank is None else _on_gpu(bank)
-    k = min(k, len(bank) - (own is not None))
-    if len(features) * len(bank) <= INDEX_FROM**2 or (isinstance(bank, torch.Tensor) and bank.is_cuda):
-        return _exact(features, bank, k, own)
-    if faiss := _faiss():
-        return _indexed(faiss, features, bank, k, own)
-    pairs = f"{len(features):,} x {len(bank):,} rows"
-    print(f"comparing {pairs}; an index would be faster: pip install 'ptglab[faiss]'", file=sys.stderr)
-    return _exact(features, bank, k, own)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = features.device if isinstance(features, torch.Tensor) else device
+    own, bank = bank is None, features if bank is None else bank
+    k = min(k, len(bank) - own)
+    if device.type == "cpu" and len(features) * len(bank) > INDEX_FROM**2:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of its bindings
+                import faiss
+        except ImportError:
+            pairs = f"{len(features):,} x {len(bank):,} rows"
+            print(f"comparing {pairs}; an index would be faster: pip install 'ptglab[faiss]'", file=sys.stderr)
+        else:
+            return _indexed(faiss, features, bank, k, own)
+    return _exact(features, np.arange(len(features)), bank, k, own, device)
 
 
 def first_k(neighbours: Neighbours | None, features, k: int) -> Neighbours:
     """Return the first `k` of `neighbours`, which `nearest` found before, or search `features` if that is None.
 
-    Raises InputError if there are fewer than `k` of them, or if both are None.
+    Raises InputError if there are fewer than `k` of them.
     """
     if neighbours is None:
-        if features is None:
-            raise InputError("neighbours are searched among features, or were found before: give either")
         return nearest(features, k)
     similarity, index = (np.asarray(part) for part in neighbours)
     k = min(k, len(index) - 1)
     if similarity.shape != index.shape or index.ndim != 2 or index.shape[1] < k:
-        found = f"{similarity.shape} similarities of {index.shape} rows"
-        raise InputError(f"neighbours holds {found}; {k} are needed for each row")
+        raise InputError(f"neighbours are {similarity.shape} similarities and {index.shape} rows; {k} are needed each")
     return similarity[:, :k], index[:, :k]
 
 
-def _exact(features, bank, k: int, own: np.ndarray | None) -> Neighbours:
-    """Compare all pairs. own: int64 [N], which row of the bank each of `features` is, and must not find; or None."""
-    similarity, index = np.empty((len(features), k), np.float32), np.empty((len(features), k), np.int64)
-    bank, block = _normalize(bank), max(1, BLOCK_ELEMENTS // max(1, len(bank)))
-    for start in tqdm(range(0, len(features), block), "neighbours", delay=3, leave=False):
-        rows = slice(start, start + block)
-        sims = _normalize(features[rows]) @ bank.T
-        if own is not None:
-            sims[np.arange(len(sims)), own[rows]] = -torch.inf
+def _exact(features, rows: np.ndarray, bank, k: int, own: bool, device="cpu") -> Neighbours:
+    """Compare the `rows` of `features` with the whole bank; if that is their `own`, they do not find themselves."""
+    similarity, index = np.empty((len(rows), k), np.float32), np.empty((len(rows), k), np.int64)
+    bank, block = _normalize(bank, device), max(1, BLOCK_ELEMENTS // max(1, len(bank)))
+    for start in tqdm(range(0, len(rows), block), "neighbours", delay=3, leave=False):
+        part = slice(start, start + block)
+        sims = _normalize(features[rows[part]], device) @ bank.T
+        if own:
+            sims[np.arange(len(sims)), rows[part]] = -torch.inf
         top = sims.topk(k, dim=1)
-        similarity[rows], index[rows] = top.values.cpu().numpy(), top.indices.cpu().numpy()
+        similarity[part], index[part] = top.values.cpu().numpy(), top.indices.cpu().numpy()
     return similarity, index
 
 
-def _indexed(faiss, features, bank, k: int, own: np.ndarray | None) -> Neighbours:
+def _indexed(faiss, features, bank, k: int, own: bool) -> Neighbours:
     """Search the lists of an inverted file that are nearest to each row, which finds about RECALL of the neighbours.
 
-    Rows lie in lists of about LIST_ROWS, each row in that of the nearest centre. More lists are searched until they
-    suffice for SAMPLE rows whose neighbours are known exactly. Rows that find fewer than k are compared with all.
-    Jegou, Douze & Schmid 2011 (IEEE TPAMI 33), section 4; Douze et al. 2024 (arXiv 2401.08281).
+    More lists are searched until they suffice for SAMPLE rows whose neighbours are known exactly. Rows that find fewer
+    than k are compared with all. Jegou, Douze & Schmid 2011 (IEEE TPAMI 33), section 4.
     """
     n, lists = len(features), max(1, len(bank) // LIST_ROWS)
     faiss.omp_set_num_threads(torch.get_num_threads())
@@ -87,23 +84,19 @@ def _indexed(faiss, features, bank, k: int, own: np.ndarray | None) -> Neighbour
         file.add(_normalize(bank[start : start + BLOCK_ROWS]).numpy())
 
     def search(rows: np.ndarray) -> Neighbours:
-        similarity, index = file.search(_normalize(features[rows]).numpy(), min(k + (own is not None), len(bank)))
-        if own is not None:
-            similarity[index == own[rows, None]] = -np.inf
-            order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]  # the row itself comes last
-            similarity, index = np.take_along_axis(similarity, order, 1), np.take_along_axis(index, order, 1)
-        return similarity, index
+        found = file.search(_normalize(features[rows]).numpy(), min(k + own, len(bank)))
+        order = np.argsort(own & (found[1] == rows[:, None]), axis=1, kind="stable")[:, :k]  # the row itself comes last
+        return np.take_along_axis(found[0], order, 1), np.take_along_axis(found[1], order, 1)
 
     sample = np.linspace(0, n - 1, min(n, SAMPLE)).astype(np.int64)
-    exact = _exact(features[sample], bank, k, None if own is None else sample)[1]
-    file.nprobe = min(FIRST_LISTS, lists)
+    exact, file.nprobe = _exact(features, sample, bank, k, own)[1], min(FIRST_LISTS, lists)
     while (found := recall(search(sample)[1], exact)) < RECALL and file.nprobe < lists:
         file.nprobe = min(lists, file.nprobe + max(1, file.nprobe // 2))
-    similarity, index = np.empty((n, k), np.float32), np.empty((n, k), np.int64)
-    for rows in tqdm(np.array_split(np.arange(n), -(-n // BLOCK_ROWS)), "neighbours", delay=3, leave=False):
-        similarity[rows], index[rows] = search(rows)
+    parts = np.array_split(np.arange(n), -(-n // BLOCK_ROWS))
+    found_parts = [search(rows) for rows in tqdm(parts, "neighbours", delay=3, leave=False)]
+    similarity, index = (np.concatenate(part) for part in zip(*found_parts, strict=True))
     if len(short := np.flatnonzero((index < 0).any(1))):
-        similarity[short], index[short] = _exact(features[short], bank, k, None if own is None else short)
+        similarity[short], index[short] = _exact(features, short, bank, k, own)
     print(f"neighbours by faiss: {found:.1%} of the {k} nearest of {len(sample)} rows are found in "
           f"{file.nprobe} of {lists:,} lists", file=sys.stderr)  # fmt: skip
     return similarity, index
@@ -111,32 +104,18 @@ def _indexed(faiss, features, bank, k: int, own: np.ndarray | None) -> Neighbour
 
 def recall(found: np.ndarray, exact: np.ndarray) -> float:
     """Return the share of the neighbours `exact`, int64 [N, k], that are among those `found`, int64 [N, k]."""
-    same = sum(len(np.intersect1d(ours, theirs)) for ours, theirs in zip(found, exact, strict=True))
-    return same / max(1, exact.size)
-
-
-def _faiss():
-    """Return the package, or None if it is not installed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of its bindings
-        try:
-            import faiss
-        except ImportError:
-            return None
-    return faiss
+    return float(np.mean([np.isin(theirs, ours) for ours, theirs in zip(found, exact, strict=True)]))
 
 
 def embedding(features, seed: int, k: int = 15, neighbours: Neighbours | None = None) -> np.ndarray:
-    """Return UMAP coordinates float32 [N, 2] of `features` [N, D], from the `k` nearest of each row by cosine.
+    """Return UMAP coordinates float32 [N, 2] of `features` [N, D], from each row and its `k` - 1 nearest by cosine.
 
-    A row is its own first neighbour; the others are those of `nearest`, or `neighbours`. McInnes et al. 2018
-    (arXiv 1802.03426).
+    `neighbours`: what `nearest` found before. McInnes et al. 2018 (arXiv 1802.03426).
     """
     k = min(k, len(features) - 1)
     similarity, index = first_k(neighbours, features, k - 1)
-    itself = np.arange(len(index))[:, None]
-    distance = np.hstack([np.zeros(itself.shape, np.float32), np.clip(1 - similarity, 0, None)])
-    graph = np.hstack([itself, index]), distance, None
+    distance = np.pad(np.clip(1 - similarity, 0, None), ((0, 0), (1, 0)))  # of each row itself: 0
+    graph = np.column_stack([np.arange(len(index)), index]), distance, None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImportWarning)  # of parts of UMAP that need TensorFlow
         warnings.filterwarnings("ignore", "precomputed_knn.2.")  # without the search tree no new rows can be placed
@@ -145,18 +124,10 @@ def embedding(features, seed: int, k: int = 15, neighbours: Neighbours | None = 
         return UMAP(n_neighbors=k, precomputed_knn=graph, random_state=seed, n_jobs=1).fit_transform(np.array(features))
 
 
-def _on_gpu(x):
-    """Return an array as a tensor on the GPU if there is one; anything else stays where it is."""
-    if isinstance(x, torch.Tensor) or not torch.cuda.is_available():
-        return x
-    return torch.from_numpy(np.array(x, np.float32)).to("cuda")
-
-
-def _normalize(x) -> torch.Tensor:
-    """Return [N, D] float32 with rows of length 1; an array, which may be read-only, is copied."""
-    if isinstance(x, torch.Tensor):
-        return torch.nn.functional.normalize(x.float(), dim=1)
-    x = torch.from_numpy(np.array(x, np.float32))
+def _normalize(x, device="cpu") -> torch.Tensor:
+    """Return a copy of `x`, a tensor or an array that may be read-only, as float32 [N, D] with rows of length 1."""
+    tensor = isinstance(x, torch.Tensor)
+    x = x.to(device, torch.float32, copy=True) if tensor else torch.from_numpy(np.array(x, np.float32)).to(device)
     return x.div_(x.norm(dim=1, keepdim=True).clamp_(min=1e-12))
 
 

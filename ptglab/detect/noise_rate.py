@@ -1,8 +1,6 @@
 """How many of the given labels are wrong, and which class is given for which, estimated without the truth."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -33,40 +31,40 @@ def estimate(
 ) -> NoiseRate:  # fmt: skip
     """Return the estimated share of wrong labels among the given ones, int64 [N], and how they go wrong.
 
-    method: "joint", from out-of-fold `probs`, float [N, K], by the calibrated confident joint (Northcutt et al. 2021,
-    arXiv 1911.00068, equation 3); "clusterability", from `features`, float [N, D], or from `neighbours`, what
-    `neighbours.nearest` found among them: see `consensus`. The interval is 1.96 standard deviations of the rate over
-    `bootstrap` resampled sets of rows to either side: it holds the error of drawing rows, not that of a bad network.
-    A class that nobody truly has is given as itself. Neither method can detect noise in which most labels of a class
-    are one other class. Raises InputError for an input that is missing or wrong, and for labels of a single class.
+    method: "joint", from out-of-fold `probs`, float [N, K], by the confident joint (Northcutt et al. 2021, arXiv
+    1911.00068, equation 3); "clusterability", by `consensus`, from `features`, float [N, D], or from what
+    `neighbours.nearest` found among them. The interval is 1.96 standard deviations of the rate over `bootstrap` sets of
+    resampled rows to either side, so it does not hold the error of a bad network. Neither method can detect noise in
+    which most labels of a class are one other class. Raises InputError for missing or wrong inputs and a single class.
     """
     one_of("method", method, METHODS)
-    used = {"probs": probs} if method == "joint" else {"features": features, "neighbours": neighbours}
-    used, labels = {name: np.asarray(array) for name, array in used.items() if array is not None}, np.asarray(labels)
+    labels, rng, fewest = np.asarray(labels), np.random.default_rng(seed), 2 if method == "joint" else 3
+    read = {"probs": probs} if method == "joint" else {"features": features, "neighbours": neighbours}
+    used = {name: np.asarray(array) for name, array in read.items() if array is not None}
     if not used:
-        raise InputError(f"method '{method}' needs {'probs' if method == 'joint' else 'features or neighbours'}")
-    if bootstrap < 2:
-        raise InputError(f"bootstrap is {bootstrap}; an interval needs 2 draws at least")
+        raise InputError(f"method '{method}' needs {' or '.join(read)}")
     check(labels, **used)
-    if len(np.unique(labels)) < 2:
-        raise InputError("there is only one class among the given labels: nothing to tell apart")
+    n, found = len(labels), len(np.unique(labels))
+    if n < fewest or found < 2 or bootstrap < 2:
+        needed = f"2 draws of {fewest} labels of 2 classes are the fewest"
+        raise InputError(f"bootstrap is {bootstrap}, and {n} labels are of {found} classes: {needed}")
     check_classes(labels, num_classes)
-    labels, n = labels.astype(np.int64, copy=False), len(labels)
+    labels = labels.astype(np.int64, copy=False)
     if method == "joint":
         if used["probs"].shape[1] != num_classes:
             raise InputError(f"probs has {used['probs'].shape[1]} columns for {num_classes} classes")
-        rows, counts = probabilities.read(labels, used["probs"]), np.ones(n)
-        joint_of = partial(probabilities.joint, labels, used["probs"], rows)
+        rows = probabilities.read(labels, used["probs"])
+        joint = probabilities.joint(labels, used["probs"], rows)
+        draws = (rng.multinomial(n, np.full(n, 1 / n)) for _ in range(bootstrap))
+        resampled = [probabilities.joint(labels, used["probs"], rows, weights) for weights in draws]
     else:
-        if n < 3:
-            raise InputError(f"neighbours of 3 rows at least are compared; there are {n}")
         index = first_k(neighbours, used.get("features"), 2)[1]
-        counts, joint_of = _consensus(labels, index, num_classes)
-        n = max(1, n // 3)  # each label stands in three triples
-    joint = joint_of(None)
-    rng, shares = np.random.default_rng(seed), counts / counts.sum()
-    resampled = [wrong_share(joint_of(rng.multinomial(n, shares))) for _ in range(bootstrap)]
-    rate, reach = wrong_share(joint), 1.96 * np.std(resampled, ddof=1)
+        triples, counts, start = _triples(labels, index, num_classes)
+        joint = _maximise(triples, counts, start, MAX_STEPS)
+        independent, shares = max(1, n // 3), counts / counts.sum()  # each label stands in three triples
+        draws = (rng.multinomial(independent, shares) for _ in range(bootstrap))
+        resampled = [_maximise(triples[:, w > 0], w[w > 0], joint, RESAMPLED_STEPS) for w in draws]
+    rate, reach = wrong_share(joint), 1.96 * np.std([wrong_share(drawn) for drawn in resampled], ddof=1)
     return NoiseRate(rate, max(0.0, rate - reach), min(1.0, rate + reach), transition(joint))
 
 
@@ -86,35 +84,24 @@ def consensus(labels: np.ndarray, index: np.ndarray, num_classes: int) -> np.nda
 
     index: int64 [N, 2], the rows nearest to each. Zhu, Song & Liu 2021 (HOC, arXiv 2102.05291): if a row and its two
     nearest neighbours are of one true class, and each label goes wrong independently, the shares of all triples of
-    labels follow from P(true) and P(given | true) (section 3), and three labels suffice to find these. The paper
-    descends on the squared difference of the shares; we maximise their likelihood (Dawid & Skene 1979), which needs no
-    step size. Neighbours of other classes count as noise, so the estimate is then too high.
+    labels determine P(true) and P(given | true) (section 3). The paper descends on the squared difference of the
+    shares; we maximise their likelihood (Dawid & Skene 1979). Neighbours of other classes count as noise.
     """
-    return _consensus(labels, index, num_classes)[1](None)
+    return _maximise(*_triples(labels, index, num_classes), MAX_STEPS)
 
 
-def _consensus(labels: np.ndarray, index: np.ndarray, num_classes: int) -> tuple[np.ndarray, Callable]:
-    """Return (counts [U] of the distinct triples, function that returns the joint for other counts; None for these)."""
-    present, y = np.unique(labels, return_inverse=True)
-    k = len(present)
-    triples, counts = np.unique(np.sort(y[np.column_stack([np.arange(len(y)), index])], 1), axis=0, return_counts=True)
-    triples = torch.from_numpy(triples.T.copy())  # [3, U]
-    start = (0.6 * np.eye(k) + 0.4 / k) * (np.bincount(y) / len(y))
-    whole = _maximise(triples, torch.from_numpy(counts), torch.from_numpy(start), MAX_STEPS)
-
-    def joint_of(weights: np.ndarray | None) -> np.ndarray:
-        joint, found = np.zeros((num_classes, num_classes)), whole
-        if weights is not None:
-            drawn = torch.from_numpy(np.flatnonzero(weights))
-            found = _maximise(triples[:, drawn], torch.from_numpy(weights)[drawn], whole, RESAMPLED_STEPS)
-        joint[np.ix_(present, present)] = found.numpy()
-        return joint
-
-    return counts, joint_of
+def _triples(labels: np.ndarray, index: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (distinct triples of labels int64 [3, U], their counts [U], joint [given, true] to start from)."""
+    triples = np.sort(labels[np.column_stack([np.arange(len(labels)), index])], 1)
+    triples, counts = np.unique(triples, axis=0, return_counts=True)
+    sizes = np.bincount(labels, minlength=num_classes)
+    start = 0.6 * np.eye(num_classes) + 0.4 / np.count_nonzero(sizes)
+    return triples.T, counts, np.where(sizes[:, None] > 0, start * (sizes / len(labels)), 0)
 
 
-def _maximise(triples: torch.Tensor, counts: torch.Tensor, joint: torch.Tensor, steps: int) -> torch.Tensor:
+def _maximise(triples: np.ndarray, counts: np.ndarray, joint: np.ndarray, steps: int) -> np.ndarray:
     """Return the joint float64 [given, true] after expectation-maximisation from `joint`; triples: int64 [3, U]."""
+    triples, counts, joint = (torch.from_numpy(np.ascontiguousarray(array)) for array in (triples, counts, joint))
     tiny = torch.finfo(joint.dtype).tiny
     for _ in range(steps):
         prior = joint.sum(0).clamp(min=tiny)
@@ -126,4 +113,4 @@ def _maximise(triples: torch.Tensor, counts: torch.Tensor, joint: torch.Tensor, 
         joint /= joint.sum()
         if (joint - before).abs().sum() < TOLERANCE:
             break
-    return joint
+    return joint.numpy()

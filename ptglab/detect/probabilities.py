@@ -1,34 +1,81 @@
-"""Confident learning on rows of probabilities: thresholds, confident classes, the confident joint.
+"""Confident learning (Northcutt et al. 2021, arXiv 1911.00068): its detectors, its thresholds and its joint.
 
-Rows are read once, in blocks and in threads, and leave a few numbers each, so that probabilities larger than memory may
-be mapped from a file. Northcutt et al. 2021 (arXiv 1911.00068).
+Rows of probabilities are read once, in blocks and in threads, and leave a few numbers each, so that they may be mapped
+from a file larger than memory.
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from ptglab.detect.suspects import class_rows
+from ptglab.detect.suspects import Suspects, class_rows, suspects
 from ptglab.errors import InputError
 
 TIE = 1e-6  # probabilities closer than this count as equal
-BLOCK_ELEMENTS = 1 << 18  # probabilities read at a time by each thread: they fit into its cache
+BLOCK_ELEMENTS = 1 << 17  # probabilities read at a time by each thread: they fit into its cache
 
 
-@dataclass(frozen=True)
-class Read:
+def confidence(labels: np.ndarray, probs: np.ndarray, share: float = 0.5) -> Suspects:
+    """Flag labels whose probability is below `share` of the mean in their class; the score is that probability.
+
+    The "self-confidence" of section 3. The threshold follows the class, because a head fitted on noisy labels is less
+    sure of a label the more of them are wrong.
+    """
+    rows = read(labels, probs)
+    thresholds = class_thresholds(labels, rows.own, probs.shape[1])
+    return suspects(labels, probs, rows.own, rows.own < share * thresholds[labels], rows.best)
+
+
+def disagreement(labels: np.ndarray, probs: np.ndarray, lead: float = TIE) -> Suspects:
+    """Flag labels that another class leads by more than `lead`; the score is their probability less the largest other.
+
+    This is the baseline "predicted is not given" (C_confusion) of section 4.
+    """
+    rows = read(labels, probs)
+    score = margin(labels, probs, rows)
+    return suspects(labels, probs, score, score < -lead, rows.best)
+
+
+def confident_learning(labels: np.ndarray, probs: np.ndarray) -> Suspects:
+    """Flag the off-diagonal of the confident joint; the score is the probability of the given label.
+
+    A label is flagged if the row is confidently of another class (`confident_classes`, with the mean probability of
+    each class among its labels as threshold), and it is not the most probable class. Equations 1 and 2.
+    """
+    rows = read(labels, probs)
+    guess = confident_classes(probs, class_thresholds(labels, rows.own, probs.shape[1]), rows)
+    flagged = (guess >= 0) & (guess != labels) & (rows.own < rows.largest - TIE)
+    return suspects(labels, probs, rows.own, flagged, rows.best)
+
+
+def prune(labels: np.ndarray, probs: np.ndarray, by: str = "both") -> Suspects:
+    """Flag as many labels as the confident joint counts as wrong: methods 3 to 5 of section 3.2.
+
+    by: "class", in each class those of the lowest probability; "noise_rate", for each pair of classes those that the
+    other class leads by most; "both", what both rules flag. As in cleanlab, no label that is the most probable class is
+    flagged. The score is the label's probability; by noise rate, less the largest other one.
+    """
+    rows, (n, k) = read(labels, probs), probs.shape
+    counts = removals(labels, probs, rows)
+    by_class, by_pair = np.full(n, by == "noise_rate"), np.full(n, by == "class")  # a rule not asked for flags all
+    for j, members in enumerate(class_rows(labels, k)):
+        own = rows.own[members]
+        by_class[members[np.argsort(own)[: len(members) - counts[j, j]]]] = True
+        others = np.flatnonzero(counts[j] * (np.arange(k) != j))
+        for i in others if by != "class" else []:
+            by_pair[members[np.argsort(own - probs[members, i])[: counts[j, i]]]] = True
+    score = margin(labels, probs, rows) if by == "noise_rate" else rows.own
+    return suspects(labels, probs, score, by_class & by_pair & (rows.own < rows.largest - TIE), rows.best)
+
+
+class Read(NamedTuple):
     """For each row [N]: `own`, its label's probability; `largest`, the largest one; `best`, the first such class."""
 
     own: np.ndarray
     largest: np.ndarray
     best: np.ndarray
-
-    @property
-    def doubtful(self) -> np.ndarray:
-        """bool [N]: the label is not the most probable class."""
-        return self.own < self.largest - TIE
 
 
 def read(labels: np.ndarray, probs: np.ndarray) -> Read:
@@ -38,9 +85,10 @@ def read(labels: np.ndarray, probs: np.ndarray) -> Read:
 
     def read_block(start: int) -> None:
         rows = slice(start, start + block_rows)
-        block, each = probs[rows], np.arange(len(own[rows]))
-        own[rows], best[rows] = block[each, labels[rows]], block.argmax(1)
-        largest[rows] = block[each, best[rows]]  # NaN where there is one
+        block = probs[rows]
+        best[rows], flat, first = block.argmax(1), block.reshape(-1), np.arange(0, block.size, block.shape[1])
+        own[rows] = flat.take(first + labels[rows])  # several times faster than block[row, label]
+        largest[rows] = flat.take(first + best[rows])  # NaN where there is one
         if not (np.isfinite(largest[rows]).all() and np.isfinite(block.min())):
             raise InputError("probs holds values that are not finite")
 
@@ -49,8 +97,9 @@ def read(labels: np.ndarray, probs: np.ndarray) -> Read:
     return Read(own, largest, best)
 
 
-def margin(labels: np.ndarray, probs: np.ndarray, rows: Read) -> np.ndarray:
-    """Return [N]: the label's probability less the largest other one; `rows` is what `read` found."""
+def margin(labels: np.ndarray, probs: np.ndarray, rows: Read | None = None) -> np.ndarray:
+    """Return [N]: the label's probability less the largest other one; `rows` is what `read` found, if it was called."""
+    rows = rows or read(labels, probs)
     other, sure = rows.largest.copy(), np.flatnonzero(rows.best == labels)
     for part in np.array_split(sure, 1 + len(sure) * probs.shape[1] // BLOCK_ELEMENTS):
         block = probs[part]
@@ -80,24 +129,11 @@ def confident_classes(probs: np.ndarray, thresholds: np.ndarray, rows: Read) -> 
     return guess
 
 
-def calibrated(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return the confident joint float64 [given, true] of `counts` of confident rows, as cleanlab calibrates it.
-
-    Each class keeps at least one right row, and its counts are scaled to sum to `sizes` [K], the number of its labels
-    (equation 3).
-    """
-    counts = counts.astype(np.float64, order="F")  # summed in cleanlab's order: its last bit rounds halves
-    np.fill_diagonal(counts, counts.diagonal().clip(min=1))
-    joint = (counts.T / counts.sum(1) * sizes).T
-    return joint / joint.sum() * sizes.sum()
-
-
-def joint(
-    labels: np.ndarray, probs: np.ndarray, rows: Read | None = None, weights: np.ndarray | None = None
-) -> np.ndarray:
+def joint(labels: np.ndarray, probs: np.ndarray, rows: Read | None = None, weights=None) -> np.ndarray:
     """Return the calibrated confident joint float64 [K, K]: how many labels are given as i where j is true.
 
-    weights: [N], how often each row counts, once by default. Equations 1 to 3 of Northcutt et al. 2021.
+    weights: [N], how often each row counts, once by default. Counts of confident rows are scaled to sum to the number
+    of each class's labels, of which at least one is right, as in cleanlab. Equations 1 to 3.
     """
     k, rows = probs.shape[1], rows or read(labels, probs)
     sizes = np.bincount(labels, weights, k)
@@ -108,16 +144,18 @@ def joint(
         thresholds = np.where(sizes > 0, means.clip(min=2 * TIE), np.inf).astype(probs.dtype)
     guess = confident_classes(probs, thresholds, rows)
     sure = guess >= 0
-    weights = None if weights is None else weights[sure]
-    counts = np.bincount(labels[sure] * k + guess[sure], weights, k * k).reshape(k, k)
-    return calibrated(counts, sizes)
+    counts = np.bincount(labels[sure] * k + guess[sure], None if weights is None else weights[sure], k * k)
+    counts = np.asfortranarray(counts.reshape(k, k), np.float64)  # in cleanlab's order of summing: halves round alike
+    np.fill_diagonal(counts, counts.diagonal().clip(min=1))
+    scaled = (counts.T / counts.sum(1) * sizes).T
+    return scaled / scaled.sum() * sizes.sum()
 
 
 def removals(labels: np.ndarray, probs: np.ndarray, rows: Read) -> np.ndarray:
     """Return int64 [given, true]: how many labels of each class belong to another; on the diagonal, how many to keep.
 
-    This is the calibrated joint, rounded so that each row keeps its sum. Each class keeps at least one label, at the
-    cost of one of each of its other counts. The paper leaves the rounding open; this is cleanlab's (2.7).
+    The joint is rounded so that each row keeps its sum, and each class keeps at least one label, at the cost of one of
+    each of its other counts. The paper leaves the rounding open; this is cleanlab's (2.7).
     """
     counts = joint(labels, probs, rows)
     whole = counts.round()

@@ -1,6 +1,6 @@
 """What every detector takes and returns: checks of the inputs, and `Suspects`, which can be flagged anew."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,9 +18,7 @@ class Suspects:
     suggested: np.ndarray
 
 
-def suspects(
-    labels: np.ndarray, belief: np.ndarray, score: np.ndarray, flagged: np.ndarray, best: np.ndarray | None = None
-) -> Suspects:
+def suspects(labels, belief: np.ndarray, score: np.ndarray, flagged: np.ndarray, best=None) -> Suspects:
     """Return Suspects that suggest the likeliest class, or, for a flagged label, the likeliest other class.
 
     labels: the given ones, int64 [N]; belief: float [N, K], high = likely; score [N]; flagged: bool [N];
@@ -34,12 +32,11 @@ def suspects(
     return Suspects(score.astype(np.float32, copy=False), flagged, suggested)
 
 
-def flag(found: Suspects, count: int, labels: np.ndarray | None = None, belief: np.ndarray | None = None) -> Suspects:
+def flag(found: Suspects, count: int, labels=None, belief: np.ndarray | None = None) -> Suspects:
     """Return `found` with the `count` rows of the lowest score flagged instead; of equal scores, the first rows.
 
-    With `labels`, the given ones, and `belief`, float [N, K] (the probabilities, or whatever the detector went by),
-    suggestions are made anew, so that no flagged label is suggested again; otherwise they stay as they are. For a
-    noise rate r, `count` is round(r N). Raises InputError for a count outside 0 to N.
+    With `labels`, the given ones, and `belief`, float [N, K], suggestions are made anew, so that no flagged label is
+    suggested again; otherwise they stay as they are. Raises InputError for a count outside 0 to N.
     """
     n = len(found.score)
     if not (0 <= count <= n and count == int(count)):
@@ -47,27 +44,23 @@ def flag(found: Suspects, count: int, labels: np.ndarray | None = None, belief: 
     flagged = np.zeros(n, bool)
     flagged[np.argsort(found.score, kind="stable")[: int(count)]] = True
     if labels is None or belief is None:
-        return Suspects(found.score, flagged, found.suggested)
+        return replace(found, flagged=flagged)
     return suspects(np.asarray(labels), belief, found.score, flagged)
 
 
 def check(labels: np.ndarray, **arrays: np.ndarray) -> None:
     """Raise InputError unless `arrays`, named probs, features, history or neighbours, fit the given labels, int [N].
 
-    Probabilities that are not finite are refused where they are read, which saves a pass over them.
+    Whether probabilities are finite is checked where they are read.
     """
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise InputError(f"labels are {labels.dtype} of shape {labels.shape}; they must be whole numbers, one a row")
-    if "neighbours" in arrays and len(index := arrays.pop("neighbours")[1]) != len(labels):
-        raise InputError(f"neighbours has {len(index)} rows for {len(labels)} labels")
     for name, array in arrays.items():
-        if array.ndim != 2:
-            raise InputError(f"{name} has {array.ndim} dimensions; it must have 2")
-        rows = array.shape[1] if name == "history" else len(array)
-        if rows != len(labels):
+        array = np.asarray(array[1]) if name == "neighbours" else array
+        if array.ndim != 2 or (0 in array.shape and len(labels)):
+            raise InputError(f"{name} is empty or not of two dimensions: its shape is {array.shape}")
+        if (rows := array.shape[name == "history"]) != len(labels):
             raise InputError(f"{name} has {rows} rows for {len(labels)} labels")
-        if 0 in array.shape and rows:
-            raise InputError(f"{name} is empty")
         blocks = range(0, len(array), BLOCK_ROWS)
         if name != "probs" and not all(np.isfinite(array[i : i + BLOCK_ROWS]).all() for i in blocks):
             raise InputError(f"{name} holds values that are not finite")
@@ -75,11 +68,10 @@ def check(labels: np.ndarray, **arrays: np.ndarray) -> None:
 
 def check_classes(labels: np.ndarray, num_classes: int | None = None) -> None:
     """Raise InputError unless labels, int [N > 0], lie between 0 and `num_classes` - 1, with at least 2 classes."""
-    if labels.min() < 0:
-        raise InputError(f"labels run from {labels.min()} to {labels.max()}; they start at 0")
-    if num_classes is not None and not labels.max() < num_classes >= 2:
-        found = f"labels run from {labels.min()} to {labels.max()}"
-        raise InputError(f"{found} for {num_classes} classes; they start at 0, and there must be 2 classes at least")
+    low, high = labels.min(), labels.max()
+    if low < 0 or (num_classes is not None and not high < num_classes >= 2):
+        classes = "" if num_classes is None else f" for {num_classes} classes"
+        raise InputError(f"labels run from {low} to {high}{classes}; they start at 0, and there are at least 2 classes")
 
 
 def class_rows(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:

@@ -338,7 +338,7 @@ def test_probabilities_that_are_not_finite_are_refused(name, value, problem):
 
 @every_detector
 def test_no_detector_can_see_the_truth_and_each_gets_what_its_signature_names(name):
-    assert set(PARAMETERS[name]) <= {"labels", *INPUTS, "seed", "share", "k", "ratio"}
+    assert set(PARAMETERS[name]) <= {"labels", *INPUTS, "seed", "share", "k", "ratio", "lead", "by"}
     labels, probs, features, history, _ = overlapping(0.2, 0)
     inputs = {"probs": probs, "features": features, "history": history}
     used = {key: array for key, array in inputs.items() if key in PARAMETERS[name]}

@@ -7,12 +7,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from expected import refused
 from sklearn.datasets import load_digits
 from sklearn.manifold import trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
 from ptglab.detect import neighbours
-from ptglab.errors import InputError
 
 
 def data(n: int, d: int = 12, seed: int = 0) -> np.ndarray:
@@ -114,9 +114,7 @@ def test_the_first_of_those_that_were_found_before():
         for ours, theirs in zip(neighbours.first_k(found, None, k), neighbours.nearest(features, k), strict=True):
             np.testing.assert_array_equal(ours, theirs)
     assert neighbours.first_k(neighbours.nearest(features[:5], 9), None, 9)[1].shape == (5, 4)
-    for wrong in (found, None):
-        with pytest.raises(InputError, match="neighbours"):
-            neighbours.first_k(wrong, None, 10)
+    refused("neighbours", "10 are needed each", call=neighbours.first_k)(found, None, 10)
 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.1, 1.0])

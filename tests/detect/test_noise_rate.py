@@ -138,14 +138,6 @@ def test_the_clusterability_method_is_the_consensus_of_the_two_nearest(monkeypat
     assert (found.rate, found.low, found.high) == (again.rate, again.low, again.high)
 
 
-def test_wrong_share_and_transition_by_hand():
-    """Class 1 has no rows at all."""
-    joint = np.array([[6.0, 0, 1], [2, 0, 0], [0, 0, 3]])
-    assert noise_rate.wrong_share(joint) == pytest.approx(3 / 12)
-    np.testing.assert_allclose(noise_rate.transition(joint), [[0.75, 0.25, 0], [0, 1, 0], [0.25, 0, 0.75]])
-    assert noise_rate.wrong_share(np.eye(3)) == 0
-
-
 LABELS, PROBS = np.arange(12) % 3, np.full((12, 3), 1 / 3)
 FEATURES = np.random.default_rng(0).normal(size=(12, 4))
 IN_FEATURES = {"features": FEATURES, "method": "clusterability"}
@@ -163,13 +155,13 @@ IN_FEATURES = {"features": FEATURES, "method": "clusterability"}
         (LABELS, 3, {"probs": PROBS * np.nan}, ["probs holds values that are not finite"]),
         (LABELS, 3, IN_FEATURES | {"features": FEATURES * np.inf}, ["features holds values that are not finite"]),
         (LABELS, 3, IN_FEATURES | {"neighbours": np.zeros((2, 9, 2), int)}, ["neighbours has 9 rows for 12 labels"]),
-        (LABELS * 0 + 2, 3, {"probs": PROBS}, ["only one class"]),
-        (LABELS[:0], 3, {"probs": PROBS[:0]}, ["only one class"]),
+        (LABELS * 0 + 2, 3, {"probs": PROBS}, ["1 classes"]),
+        (LABELS[:0], 3, {"probs": PROBS[:0]}, ["0 labels"]),
         (LABELS + 1, 3, {"probs": PROBS}, ["labels run from 1 to 3"]),
         (LABELS - 1, 3, IN_FEATURES, ["labels run from -1 to 1"]),
         (LABELS, 2, IN_FEATURES, ["labels run from 0 to 2", "2 classes"]),
         (LABELS / 1, 3, {"probs": PROBS}, ["labels are float64"]),
-        (LABELS[:2], 3, IN_FEATURES | {"features": FEATURES[:2]}, ["3 rows", "there are 2"]),
+        (LABELS[:2], 3, IN_FEATURES | {"features": FEATURES[:2]}, ["2 labels", "draws of 3"]),
     ],
 )
 def test_wrong_input_is_named(labels, num_classes, options, words):
