@@ -154,7 +154,7 @@ def test_labels_of_another_set_are_refused(webvision):
 )  # fmt: skip
 def test_a_wrong_line_is_named(webvision, line):
     write(webvision, "info/train_filelist_google.txt", "google/q0001/a.jpg 0", "", line, "google/q0001/b.jpg 1")
-    with pytest.raises(InputError, match=r"^line 3 of .*train_filelist_google.txt is '.*from 0 to 59$") as refusal:
+    with pytest.raises(InputError, match=r"^line 3 of .*train_filelist_google.txt .*from 0 to 59$") as refusal:
         data.load(webvision)
     assert str(refusal.value).isprintable()
 
@@ -162,7 +162,7 @@ def test_a_wrong_line_is_named(webvision, line):
 def test_a_wrong_key_is_named(clothing1m):
     name = next(clothing1m.glob("**/noisy_train_key_list.txt"))
     write(clothing1m, name, "images/0/00/0,0.jpg", "images/0/../../0.jpg")
-    with pytest.raises(InputError, match=r"line 2 of .*noisy_train_key_list.txt is 'images/0/../../0.jpg'"):
+    with pytest.raises(InputError, match=r"line 2 of .*noisy_train_key_list.txt .*'images/0/../../0.jpg'"):
         data.load(clothing1m)
 
 
@@ -214,7 +214,7 @@ def test_what_is_listed_but_not_there_is_left_out(webvision, tmp_path_factory):
     assert labelled(train) == {"google/q0001/a.jpg": "tench, Tinca tinca", "google/q0001/in.jpg": "thing 2",
                                "google/q0006/a.jpg": "tench, Tinca tinca"}  # fmt: skip
     reasons = {id.removeprefix("google/"): reason for id, reason in train.unreadable}
-    absent = "is listed, but there is no such file"
+    absent = "is listed, but there is no such file, or it cannot be opened"
     assert reasons == {
         "q0001/out.jpg": "is behind a link out of the folder, which is not followed: put a copy there",
         "q0005/1.jpg": "is behind a link out of the folder, which is not followed: put a copy there",
@@ -242,7 +242,7 @@ def test_an_image_behind_a_locked_folder_is_listed(webvision, monkeypatch):
     monkeypatch.setattr(os, "stat", denied)
     files, _, _, left_out = published.listing(webvision, "train", None)
     assert list(files) == ["google/q0002/d.jpg"]
-    assert set(left_out) == {(f"google/q0001/{n}.jpg", "cannot be opened: Permission denied") for n in "ab"}
+    assert [id for id, why in left_out if "cannot be opened" in why] == [f"google/q0001/{n}.jpg" for n in "ba"]
 
 
 def test_no_listed_image_is_there(webvision):
