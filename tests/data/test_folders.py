@@ -153,7 +153,7 @@ def test_links_lead_nowhere_but_within(tree, tmp_path_factory):
     assert set(files) == {"cat/1.png", "dog/2.png", *within} and given["cat/in.png"] == "cat"
     reasons = dict(left_out)
     assert reasons.keys() == set(without)
-    assert "out of the folder" in reasons["cat/out.png"] and "no file" in reasons["cat/self.png"]
+    assert "out of the folder" in reasons["cat/out.png"] and "no regular file" in reasons["cat/self.png"]
     assert "link to a folder" in reasons["all"] == reasons["cat/folder.png"]
 
 

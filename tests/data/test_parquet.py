@@ -93,7 +93,7 @@ def test_class_names(tmp_path, features, expected):
 def test_a_column_of_numbers_is_not_one_of_classes(tmp_path):
     """It would make as many class names as the largest number."""
     path = write(tmp_path / "x.parquet", BLOBS, "{}", label=[1, 2, 3, 10**12])
-    refused("'label'", "holds 1000000000000", "one of labels?", call=parquet.read)([path], None)
+    refused("'label'", "holds 1000000000000", "a column of labels?", call=parquet.read)([path], None)
     path = write(tmp_path / "x.parquet", BLOBS, "{}", label=[1, 2, 3, 999])
     assert len(parquet.read([path], None)[2]) == 1000
 
