@@ -104,17 +104,6 @@ def test_a_camera_s_note_which_side_is_up_is_followed(tmp_path, decoded, orienta
     assert (unreadable, notes) == ([], [])
 
 
-@pytest.mark.parametrize("kind", ["png", "webp", "tiff", "jpg"])
-def test_images_that_lie_count_as_upright(tmp_path, decoded, kind):
-    """So that those of one size, once upright, keep it."""
-    exif = Image.Exif()
-    exif[274] = 6
-    for i in range(2):
-        Image.new("RGB", (20, 8)).save(tmp_path / f"{i}.{kind}", exif=exif)
-    images, _, unreadable, notes = decoded([tmp_path / f"{i}.{kind}" for i in range(2)])
-    assert images.shape == (2, 3, 20, 8) and (unreadable, notes) == ([], [])
-
-
 def test_a_note_that_says_more_than_which_side_is_up_may_be_damaged(tmp_path, decoded):
     """The side is read, the rest cannot be written again: Pillow fails after it has turned the image."""
     entries = struct.pack("<HHIHxx", 274, 3, 1, 6) + struct.pack("<HHII", 34665, 4, 1, 0xFFFFFF)
@@ -250,17 +239,6 @@ def test_every_image_is_decoded_once(tmp_path, decoded, monkeypatch):
     assert len(calls) == 5
 
 
-PROGRAM = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
-
-
-@pytest.mark.parametrize("content", [PROGRAM, b"\n".join([b"! XPM2", b"1 1 1 1", b"a c #000", b"a"]), b"SIMPLE  ="])
-def test_only_formats_of_photographs_are_opened(tmp_path, decoded, content):
-    """An EPS file is a program, which Pillow gives to Ghostscript."""
-    paths = saved(tmp_path, [noise_image("L", (4, 4))])
-    (tmp_path / "x.png").write_bytes(content)
-    assert decoded([*paths, tmp_path / "x.png"])[2] == [("x.png", "not an image")]
-
-
 @pytest.mark.parametrize("in_memory", [1 << 30, 0])
 def test_an_array_lies_in_memory_or_in_a_temporary_file(monkeypatch, in_memory):
     monkeypatch.setattr(decode, "IN_MEMORY", in_memory)
@@ -283,3 +261,14 @@ def test_free_memory_is_the_machines_or_the_control_groups(tmp_path, monkeypatch
     monkeypatch.setattr(decode, "MEMORY", tmp_path / "none")
     monkeypatch.setattr(decode, "GROUP", tmp_path / "none")
     assert decode.free_memory() == float("inf")
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "tiff", "jpg"])
+def test_images_that_lie_count_as_upright(tmp_path, decoded, kind):
+    """So that those of one size, once upright, keep it."""
+    exif = Image.Exif()
+    exif[274] = 6
+    for i in range(2):
+        Image.new("RGB", (20, 8)).save(tmp_path / f"{i}.{kind}", exif=exif)
+    images, _, unreadable, notes = decoded([tmp_path / f"{i}.{kind}" for i in range(2)])
+    assert images.shape == (2, 3, 20, 8) and (unreadable, notes) == ([], [])

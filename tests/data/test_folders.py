@@ -42,17 +42,6 @@ def test_a_source_is_walked_once(tree, monkeypatch):
     assert len(set(ours)) == 6 and len([path for path in ours if path != str(folder)]) == 5
 
 
-def test_printable_text_stays_and_the_rest_is_escaped():
-    cases = {
-        "a b\xa0猫صورة😀👩\u200d🚀.png": "a b\xa0猫صورة😀👩\u200d🚀.png",
-        "a\nb\r\tc": r"a\nb\r\tc",
-        "\x00\x1b[31m\x7f\x85": r"\x00\x1b[31m\x7f\x85",
-        "\u202egnp.exe\u202c\u2066": r"\u202egnp.exe\u202c\u2066",
-        os.fsdecode(b"caf\xe9 \xff"): r"caf\xe9 \xff",
-    }
-    assert {text: printable(text) for text in cases} == cases
-
-
 def test_a_scan_is_sorted_top_down_and_skips_what_is_hidden(tree):
     folder = tree("b/2.png", "b/a/1.png", "a/3.png", "c.png", ".git/x.png", "__MACOSX/x.png", "a/@eaDir/x.png")
     (folder / "a" / ".x.png").touch()
@@ -165,3 +154,14 @@ def test_a_table_too_large_to_read_is_not_read(tree, name):
     with open(folder / name, "wb") as file:
         file.truncate((1 << 28) + 1)
     refused(Path(name).name, "268,435,457 bytes")(folder)
+
+
+def test_printable_text_stays_and_the_rest_is_escaped():
+    cases = {
+        "a b\xa0猫صورة😀👩\u200d🚀.png": "a b\xa0猫صورة😀👩\u200d🚀.png",
+        "a\nb\r\tc": r"a\nb\r\tc",
+        "\x00\x1b[31m\x7f\x85": r"\x00\x1b[31m\x7f\x85",
+        "\u202egnp.exe\u202c\u2066": r"\u202egnp.exe\u202c\u2066",
+        os.fsdecode(b"caf\xe9 \xff"): r"caf\xe9 \xff",
+    }
+    assert {text: printable(text) for text in cases} == cases

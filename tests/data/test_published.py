@@ -157,13 +157,6 @@ def test_a_wrong_line_is_named(webvision, line):
     assert str(refusal.value).isprintable()
 
 
-def test_a_wrong_key_is_named(clothing1m):
-    name = next(clothing1m.glob("**/noisy_train_key_list.txt"))
-    write(clothing1m, name, "images/0/00/0,0.jpg", "images/0/../../0.jpg")
-    with pytest.raises(InputError, match=r"line 2 of .*noisy_train_key_list.txt .*'images/0/../../0.jpg'"):
-        data.load(clothing1m)
-
-
 def test_spaces_windows_line_ends_and_tabs_are_read(webvision):
     draw(webvision, "google/q0001/a b.jpg")
     lines = ["\ufeffgoogle/q0001/a b.jpg 2 \r", "google/q0001/a.jpg\t0\r", "google/q0001/b.jpg  1\r", "\r"]
@@ -220,13 +213,6 @@ def test_what_is_listed_but_not_there_is_left_out(webvision, tmp_path_factory):
         **dict.fromkeys(["q0001/loop.jpg", "q0001/gone.jpg", "q0001/missing.jpg", "q0001/folder.jpg", "q0007/1.jpg",
                          "q0001/a.jpg/x.jpg"], absent),
     }  # fmt: skip
-
-
-def test_a_key_without_a_label_is_left_out(clothing1m):
-    draw(clothing1m, "images/new.jpg")
-    name = next(clothing1m.glob("**/noisy_train_key_list.txt"))
-    write(clothing1m, name, "images/0/00/0,0.jpg", "images/new.jpg")
-    assert data.load(clothing1m).unreadable == [("images/new.jpg", "has no label")]
 
 
 def test_no_listed_image_is_there(webvision):
