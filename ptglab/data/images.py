@@ -305,8 +305,8 @@ def _folder(source: str, found: folders.Split | str, split: str, labels: str | N
     labels_given = np.array([number[given[id]] for id in ids], np.int64)
     labels_true = np.array([number[true[id]] for id in ids], np.int64) if true else None
     if len(lonely := np.flatnonzero(np.bincount(labels_given) == 1)):
-        notes.append(f"no other image of its class can speak for one alone, as in {len(lonely):,} of the classes; the "
-                     f"first: '{class_names[lonely[0]]}'")  # fmt: skip
+        notes.append(f"classes of one image, for which no other image can speak: {len(lonely):,}, the first "
+                     f"'{class_names[lonely[0]]}'")  # fmt: skip
     unreadable = [(inside + id, why) for id, why in sorted(unreadable + broken)]
     return ImageSet(images, labels_given, labels_true, class_names, [inside + id for id in ids], unreadable, notes,
                     [Path(files[id]) for id in ids])  # fmt: skip
