@@ -1,8 +1,8 @@
-"""From blocks of images to one array, which lies in memory or, past LARGE bytes, in a file that is mapped.
+"""Blocks of images become one array, in memory or, past LARGE bytes, in a file that is mapped.
 
 Such a set is decoded once, by processes side by side. Its file lies in a folder of its own below PTGLAB_CACHE, by
-default `ptglab` in XDG_CACHE_HOME or ~/.cache, which may be deleted at any time. Blocks are marked as they are done: a
-build that was killed goes on. Where the sources have changed, by name, size or time, it is built anew.
+default `ptglab` in XDG_CACHE_HOME or ~/.cache, which may be deleted at any time. It is built anew if the sources have
+changed, by name, size or time, or if a build was killed.
 """
 
 import functools
@@ -12,11 +12,10 @@ import math
 import mmap
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,15 +30,13 @@ if TYPE_CHECKING:
     from torch import Tensor  # imported where it is used, see `decode`
 
 LARGE = 1 << 30  # bytes of pixels above which a set is cached; decoding so many takes a minute
-BLOCK = 4096  # images that are read one after the other, at most
 MANY = 50_000  # images whose headers are worth starting processes for, which takes about two seconds
 SMALL_PIXELS = 96 * 96  # of an image that is mostly Python overhead to decode
-VERSION = 2  # of the layout of the folder, and of how images are decoded
-if hasattr(mmap, "MAP_PRIVATE"):  # not on Windows; without MAP_NORESERVE Linux refuses more than it has memory for
-    NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
-    PRIVATE = {"flags": mmap.MAP_PRIVATE | NORESERVE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
-else:
-    PRIVATE = {"access": mmap.ACCESS_COPY}
+VERSION = 3  # of the layout of the folder, and of how images are decoded
+PRIVATE = {"access": mmap.ACCESS_COPY}  # a mapping: what is written to it stays in this process
+if sys.platform == "linux":  # which refuses one of more than it has memory for, unless told to reserve none
+    PRIVATE = {"flags": mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000),
+               "prot": mmap.PROT_READ | mmap.PROT_WRITE}  # fmt: skip
 
 
 def root() -> Path:
@@ -70,8 +67,8 @@ def blocks(paths: Sequence[str]) -> list[Block]:
 
 
 def block_size(number: int) -> int:
-    """Return how many of `number` images make a block; it depends on nothing else, so that a build can be resumed."""
-    return min(BLOCK, max(16, number // 64))
+    """Return how many of `number` images make a block."""
+    return min(4096, max(16, number // 64))
 
 
 def images(
@@ -87,16 +84,16 @@ def images(
     """
     import torch
 
-    fingerprint = functools.cache(lambda: _fingerprint(paths, len(ids), image_size, at_most))
-    plan, pixels = _read(place, fingerprint), None
+    fingerprint, pixels = _fingerprint(paths, len(ids), image_size, at_most), None
+    plan = _read(place, fingerprint)
     with decode.quiet():
         if not plan:
-            plan = _planned(parts, ids, image_size, at_most)
-            if math.prod(plan["shape"]) <= min(LARGE, decode.free_memory() / 2):
+            plan = _planned(parts, ids, image_size, at_most) | {"fingerprint": fingerprint}
+            if math.prod(plan["shape"]) > min(LARGE, decode.free_memory() / 2):
+                plan = _built(place, parts, ids, plan)
+            else:
                 pixels = np.empty(plan["shape"], np.uint8)
-                plan = _decoded(parts, plan, pixels, ids)
-        if not plan["finished"]:
-            plan = _built(place, parts, ids, plan | {"fingerprint": fingerprint()})
+                plan = _decoded(parts, ids, plan, pixels)
     left_out, notes = dict(plan["reasons"]), plan["notes"]
     kept = [row for row in range(len(ids)) if row not in left_out]
     if pixels is None:
@@ -110,107 +107,80 @@ def images(
 
 
 def _planned(parts: list[Block], ids: Sequence[str], image_size: int | None, at_most: int | None) -> dict:
-    """Read all headers, and return the plan of a build: a dictionary that JSON can hold.
+    """Read all headers, and return a dictionary that JSON can hold.
 
     shape: of the array, with a row for each image that has a header; reasons: [(row, why it cannot be read)]; notes;
-    small: whether an image is; finished: whether it is built.
+    small: whether an image is.
     """
-    arguments, sizes = [(part.read,) for part in parts], [part.number for part in parts]
-    found = _in_parallel(_headers, arguments, sizes, "reading headers", processes=len(ids) > MANY)
-    rows = [header for part in found for header in part]
-    reasons = [(row, header) for row, header in enumerate(rows) if isinstance(header, str)]
-    _check_any(len(rows) - len(reasons), reasons, ids)
-    table = np.array([header for header in rows if not isinstance(header, str)], np.int64)
+    found = _in_parallel(_headers, parts, [()] * len(parts), "reading headers", processes=len(ids) > MANY)
+    table = np.array([header for header in found if not isinstance(header, str)], np.int64)
+    reasons = _some_left([(row, header) for row, header in enumerate(found) if isinstance(header, str)], ids)
     shape, notes = decode.layout(table, image_size, at_most)
     small = bool(table[:, :2].prod(1).mean() <= SMALL_PIXELS)
-    return {"shape": [len(table), *shape], "reasons": reasons, "notes": notes, "small": small, "finished": False}
+    return {"shape": [len(table), *shape], "reasons": reasons, "notes": notes, "small": small}
 
 
 def _built(place: Path, parts: list[Block], ids: Sequence[str], plan: dict) -> dict:
-    """Build in `place` by `plan`, or go on with a build, or wait for another process; return the finished plan."""
+    """Decode into a file in `place`, unless another process just has; return the plan, which is written last."""
     with _alone(place):
-        before, pixels, done = _read(place, lambda: plan["fingerprint"]), place / "pixels.npy", place / "done"
-        if before.get("finished"):
+        if before := _read(place, plan["fingerprint"]):
             return before
-        if not before:  # nothing, or of other sources, or pixels that were being moved when it was killed
-            for path in place.iterdir():
-                if not path.name.startswith(".lock"):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-            done.mkdir()
-            decode.allocate(plan["shape"], pixels)
-            files.write_json(place / "plan.json", plan)
+        for name in ("plan.json", "pixels.npy"):  # of other sources, or of a build that was killed
+            (place / name).unlink(missing_ok=True)
         files.drop_torn(place)
-        plan = _decoded(parts, before or plan, pixels, ids, done)
+        pixels = decode.allocate(plan["shape"], place / "pixels.npy")
+        plan = _decoded(parts, ids, plan, pixels)
+        pixels.flush()
         files.write_json(place / "plan.json", plan)
-        shutil.rmtree(done)
         return plan
 
 
-def _decoded(
-    parts: list[Block], plan: dict, into: np.ndarray | Path, ids: Sequence[str], marks: Path | None = None
-) -> dict:
-    """Decode all blocks, and move the rows that failed out of the way; return the finished plan.
+def _decoded(parts: list[Block], ids: Sequence[str], plan: dict, pixels: np.ndarray) -> dict:
+    """Decode all blocks into `pixels`, move the readable rows to the front, and return the finished plan.
 
-    into: the array, filled by threads (by one, if the images are small), or its file, filled by processes; then blocks
-    that have a mark are done. Measured on two cores, a PNG of 32 x 32 takes 100 us in one thread, 135 in two, 59 in two
-    processes (Python's lock is held most of the time); a JPEG of 500 x 375 shrunk to 224 takes 2.3 ms, 1.2 and 1.5.
+    An array is filled by threads (by one, if the images are small), a mapped file by processes. Measured on two cores,
+    a PNG of 32 x 32 takes 100 us in one thread, 135 in two, 59 in two processes (Python's lock is held most of the
+    time); a JPEG of 500 x 375 shrunk to 224 takes 2.3 ms, 1.2 and 1.5.
     """
-    readable = np.ones(len(ids), bool)
+    readable, file = np.ones(len(ids), bool), getattr(pixels, "filename", None)
     readable[[row for row, _ in plan["reasons"]]] = False
     places = np.where(readable, readable.cumsum() - 1, -1)
-    starts = np.cumsum([0, *(part.number for part in parts)]).tolist()
-    failed = {int(mark.stem): json.loads(mark.read_bytes()) for mark in marks.glob("*.json")} if marks else {}
-    left = [i for i in range(len(parts)) if i not in failed]
-    arguments = [(parts[i].read, starts[i], places[starts[i] : starts[i + 1]], into) for i in left]
-    sizes, jobs = [parts[i].number for i in left], 1 if plan["small"] and not marks else None
-    for i, found in zip(left, _in_parallel(_pixels, arguments, sizes, "decoding", bool(marks), jobs), strict=True):
-        failed[i] = found
-        if marks:
-            files.write_json(marks / f"{i}.json", found)
-    reasons = sorted(tuple(pair) for found in [plan["reasons"], *failed.values()] for pair in found)
-    rows = np.setdiff1d(np.flatnonzero(readable), [row for row, _ in reasons])
-    _check_any(len(rows), reasons, ids)
-    if len(rows) < readable.sum():
-        if marks:
-            (marks.parent / "plan.json").unlink()  # a build that is killed now begins anew
-        _compact(np.lib.format.open_memmap(into, "r+") if marks else into, places[rows])
-    return plan | {"reasons": reasons, "finished": True}
-
-
-def _compact(pixels: np.ndarray, rows: np.ndarray) -> None:
-    """Move `rows`, int64 [M] ascending, of `pixels` [N, ...] to the front: a copy might not fit into memory."""
-    step = max(1, (1 << 26) // pixels[0].nbytes)
-    for start in range(0, len(rows), step):
-        part = rows[start : start + step]
-        pixels[start : start + len(part)] = pixels[part]
-    if isinstance(pixels, np.memmap):
-        pixels.flush()
+    arguments = [(rows, file or pixels) for rows in np.split(places, np.cumsum([part.number for part in parts])[:-1])]
+    found = _in_parallel(_pixels, parts, arguments, "decoding", bool(file), 1 if plan["small"] and not file else None)
+    reasons = _some_left(sorted([*plan["reasons"], *((row, why) for row, why in enumerate(found) if why)]), ids)
+    if len(reasons) > len(plan["reasons"]):  # moved in place: a copy might not fit into memory
+        kept, step = np.delete(places, [row for row, _ in reasons]), max(1, (1 << 26) // pixels[0].nbytes)
+        for start in range(0, len(kept), step):
+            part = kept[start : start + step]
+            pixels[start : start + len(part)] = pixels[part]
+    return plan | {"reasons": reasons}
 
 
 def _in_parallel(
-    task: Callable, arguments: list[tuple], sizes: list[int], title: str, processes: bool, jobs: int | None = None
-) -> Iterator:
-    """Yield task(*arguments[0]) and so on, from as many `jobs` as torch has threads unless said.
+    task: Callable, parts: list[Block], arguments: list[tuple], title: str, processes: bool, jobs: int | None = None
+) -> list:
+    """Return what `task` makes of each image, given the `read` of a block and its `arguments`.
 
-    A progress bar counts `sizes` once it takes longer. Raises InputError if a process has died.
+    There are as many `jobs` as torch has threads unless said. A progress bar shows if it takes long. Raises InputError
+    if a process has died.
     """
     import torch
     from joblib import Parallel, delayed
 
-    jobs = min(jobs or torch.get_num_threads(), max(1, len(sizes)))
-    processes = processes and jobs > 1
+    jobs = min(jobs or torch.get_num_threads(), max(1, len(parts)))
+    processes, found = processes and jobs > 1, []
     options = {"backend": "loky", "idle_worker_timeout": 10} if processes else {"backend": "threading"}
     run = Parallel(jobs, return_as="generator", max_nbytes=None, **options)
-    with tqdm(total=sum(sizes), desc=title, unit=" images", delay=3, leave=False) as bar:
+    task = functools.partial(_quietly, task) if processes else task  # filters of warnings are not a thread's
+    with tqdm(total=sum(part.number for part in parts), desc=title, unit=" images", delay=3, leave=False) as bar:
         try:
-            task = functools.partial(_quietly, task) if processes else task  # filters of warnings are not a thread's
-            results = run(delayed(task)(*given) for given in arguments)
-            for size, result in zip(sizes, results, strict=True):
-                bar.update(size)
-                yield result
+            for results in run(delayed(task)(part.read, *more) for part, more in zip(parts, arguments, strict=True)):
+                bar.update(len(results))
+                found += results
         except BrokenExecutor as error:
             why = str(error).partition("\n")[0][:200]
-            raise InputError(f"a process that decodes images has died: {why}; {files.GO_ON}") from None
+            raise InputError(f"a process that decodes images has died: {why}; run again") from None
+    return found
 
 
 def _quietly(task: Callable, *arguments: object) -> list:
@@ -222,33 +192,26 @@ def _headers(read: Callable) -> list[tuple[int, int, bool, bool] | str]:
     return [decode.header(image) for image in read()]
 
 
-def _pixels(read: Callable, first: int, places: np.ndarray, into: np.ndarray | Path) -> list[tuple[int, str]]:
-    """Decode the images of a block whose place is not negative; return [(row, why it failed)], counted from `first`."""
+def _pixels(read: Callable, places: np.ndarray, into: np.ndarray | Path) -> list[str]:
+    """Decode the images of a block whose place is not negative; return why each failed, "" if it did not."""
     pixels = np.lib.format.open_memmap(into, "r+") if isinstance(into, Path) else into
-    pairs = zip(read(), places, strict=True)
-    failed = [(first + i, why) for i, (image, place) in enumerate(pairs)
-              if place >= 0 and (why := decode.put(image, pixels[place]))]  # fmt: skip
-    if isinstance(into, Path):
-        pixels.flush()
-    return failed
+    return [decode.put(image, pixels[i]) if i >= 0 else "" for image, i in zip(read(), places, strict=True)]
 
 
-def _check_any(readable: int, reasons: list[tuple[int, str]], ids: Sequence[str]) -> None:
-    if not readable:
+def _some_left(reasons: list[tuple[int, str]], ids: Sequence[str]) -> list[tuple[int, str]]:
+    if len(reasons) == len(ids):
         row, reason = reasons[0]
         raise InputError(f"none of the {len(ids)} images can be read, the first: '{ids[row]}' ({reason})")
+    return reasons
 
 
 def _fingerprint(paths: Iterable[str | Path], *choices: object) -> str:
     """Return what changes when a source does: hex SHA-256 of the names, sizes and times of `paths` and of `choices`."""
     digest = hashlib.sha256(json.dumps([VERSION, *choices]).encode())
     for path in paths:
-        try:
+        with suppress(OSError):  # it has vanished since it was listed, and will be listed as unreadable
             status = os.stat(path)
-            line = f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n"
-        except OSError as error:  # it has vanished since it was listed: it will be listed as unreadable
-            line = f"{path}\0{error.errno}\n"
-        digest.update(os.fsencode(line))
+            digest.update(os.fsencode(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n"))
     return digest.hexdigest()
 
 
@@ -269,10 +232,9 @@ def _alone(place: Path) -> Iterator[None]:
         raise InputError(f"{error} (the cache of pixels: PTGLAB_CACHE names another folder for it)") from None
 
 
-def _read(place: Path, fingerprint: Callable[[], str]) -> dict:
-    """Return the plan of a build in `place`, finished or not; nothing if there is none, or one of other sources."""
-    try:
+def _read(place: Path, fingerprint: str) -> dict:
+    """Return the plan of a finished build in `place`; nothing if there is none, or one of other sources."""
+    with suppress(OSError, ValueError):
         plan = json.loads((place / "plan.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return plan if plan.get("fingerprint") == fingerprint() else {}
+        return plan if plan.get("fingerprint") == fingerprint else {}
+    return {}

@@ -1,7 +1,6 @@
 """Decode an image with Pillow, upright and as uint8; a damaged one gives the reason in one line."""
 
 import ctypes
-import functools
 import io
 import logging
 import math
@@ -20,6 +19,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from ptglab import files
 from ptglab.errors import InputError
+from ptglab.text import printable
 
 if TYPE_CHECKING:
     from torch import Tensor  # imported where it is used: a process that decodes does without its half a gigabyte
@@ -28,21 +28,22 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 # What a file of such a name may really hold. Not all that Pillow opens: it starts Ghostscript for some, and guesses.
 FORMATS = ["PNG", "JPEG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO"]
 MAX_PIXELS = 100_000_000  # of one image; a larger one is listed as unreadable
-MAX_BYTES = 4 * MAX_PIXELS  # of one image file, which is seldom more than its pixels
+MAX_BYTES = 4 * MAX_PIXELS  # of one image file
 MAX_SIDE = 65_535  # to resize a longer side, Pillow's filter would take gigabytes
 LARGE_PIXELS = 30_000_000  # threads decode larger images one at a time: there may be more threads than gigabytes
 IN_MEMORY = 2 << 30  # bytes of an array above which `allocate` maps a temporary file
 MEMORY, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 _large = threading.Lock()
-
-# Pillow logs to stderr, where nobody listens, what it also raises.
-logging.getLogger("PIL").addHandler(logging.NullHandler())
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # it logs to stderr what it also raises
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence what Pillow and libtiff say of damage that they read over, in this process and its threads."""
-    _silence_libtiff()
+    with suppress(OSError, AttributeError):  # where libtiff is not linked dynamically; it has no other switch
+        pillow = ctypes.CDLL(Image.core.__file__)
+        pillow.TIFFSetErrorHandler(None)
+        pillow.TIFFSetWarningHandler(None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -55,20 +56,20 @@ def layout(found: np.ndarray, image_size: int | None, at_most: int | None) -> tu
     become a square of the median side, 32 to 224; those larger than `at_most` a square of that side; all of them one of
     `image_size`, if given. All grey stays one channel.
     """
-    sizes, grey, alpha = found[:, :2], found[:, 2].astype(bool), found[:, 3].astype(bool)
-    different, notes = np.unique(sizes, axis=0), []
+    sizes, grey, alpha, notes = found[:, :2], found[:, 2].sum(), found[:, 3].sum(), []
+    different = len(np.unique(sizes, axis=0))
     width, height = map(int, sizes[0])
     if image_size:
         width = height = image_size
-    elif len(different) > 1 or different.max() > (at_most or np.inf):
-        side = int(np.clip(np.median(sizes), 32, 224) if len(different) > 1 else different.max())
+    elif different > 1 or max(width, height) > (at_most or np.inf):
+        side = int(np.clip(np.median(sizes), 32, 224)) if different > 1 else max(width, height)
         side = min(side, at_most or side)
-        what = f"{len(different)} sizes, all" if len(different) > 1 else f"{width} x {height} pixels,"
+        what = f"{different} sizes, all" if different > 1 else f"{width} x {height} pixels,"
         notes.append(f"images of {what} resized to {side} x {side}")
         width = height = side
-    channels = 1 if grey.all() else 3
-    notes += [f"{grey.sum():,} grey images converted to colour"] if channels == 3 and grey.any() else []
-    notes += [f"{alpha.sum():,} images with an alpha channel, which was dropped"] if alpha.any() else []
+    channels = 1 if grey == len(found) else 3
+    notes += [f"{grey:,} grey images converted to colour"] if channels == 3 and grey else []
+    notes += [f"{alpha:,} images with an alpha channel, which was dropped"] if alpha else []
     return (channels, height, width), notes
 
 
@@ -78,9 +79,8 @@ def header(file) -> tuple[int, int, bool, bool] | str:
         length = file.getbuffer().nbytes if isinstance(file, io.BytesIO) else os.path.getsize(file)
         if length > MAX_BYTES:
             return f"{length:,} bytes are more than {MAX_BYTES:,}"
-        with Image.open(file, formats=_formats()) as image:
-            if too_large := _too_large(image):
-                return too_large
+        with _open(file) as image:
+            _check_size(image)
             alpha = "A" in image.getbands() or "transparency" in image.info
             grey = image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")
             return (*(image.size[::-1] if _lies(image) else image.size), grey, alpha)
@@ -96,7 +96,7 @@ def put(file, into: np.ndarray) -> str:
     Of an animation it is the first frame, of deep grey the upper eight bits.
     """
     try:
-        with Image.open(file, formats=_formats()) as image, _large if _pixels(image) > LARGE_PIXELS else nullcontext():
+        with _open(file) as image, _large if math.prod(image.size) > LARGE_PIXELS else nullcontext():
             image = _upright(image).convert("L" if len(into) == 1 else "RGB")
             if image.size != into.shape[:0:-1]:
                 image = image.resize(into.shape[:0:-1], Image.Resampling.BICUBIC)
@@ -112,8 +112,13 @@ def upright(file, about: int | None = None) -> Image.Image:
     With `about` a JPEG is decoded at the fraction of its size that is nearest above that many pixels a side, which is
     many times faster. Raises whatever Pillow does on a damaged file.
     """
-    with Image.open(file, formats=_formats()) as image:
+    with _open(file) as image:
         return _upright(image, about)
+
+
+def _open(file) -> Image.Image:
+    Image.init()
+    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def _upright(image: Image.Image, about: int | None = None) -> Image.Image:
@@ -121,8 +126,7 @@ def _upright(image: Image.Image, about: int | None = None) -> Image.Image:
     if about:
         image.draft(None, (about, about))
     image.load()
-    if too_large := _too_large(image):  # an icon may hold an image of another size than it says
-        raise ValueError(too_large)
+    _check_size(image)  # again: an icon may hold an image of another size than it says
     with suppress(Exception):  # a damaged note is no reason to miss the image
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F" or image.mode.startswith("I"):
@@ -139,16 +143,10 @@ def _lies(image: Image.Image) -> bool:
     return False
 
 
-def _pixels(image: Image.Image) -> int:
-    return image.width * image.height
-
-
-def _too_large(image: Image.Image) -> str:
-    """Return why an image of that size is not read; empty if it is."""
-    if _pixels(image) > MAX_PIXELS:
-        return f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}"
-    longest = max(image.size) > MAX_SIDE
-    return f"{image.width} x {image.height} pixels: a side is longer than {MAX_SIDE:,}" if longest else ""
+def _check_size(image: Image.Image) -> None:
+    if math.prod(image.size) > MAX_PIXELS or max(image.size) > MAX_SIDE:
+        limit = f"there may be {MAX_PIXELS:,}, and {MAX_SIDE:,} a side"
+        raise ValueError(f"{image.width} x {image.height} pixels are too many: {limit}")
 
 
 def _eight_bits(deep: np.ndarray) -> np.ndarray:
@@ -159,26 +157,10 @@ def _eight_bits(deep: np.ndarray) -> np.ndarray:
     return np.nan_to_num(deep * np.float32(scale)).clip(0, 255).round().astype(np.uint8)
 
 
-@functools.cache
-def _formats() -> list[str]:
-    """Return those of FORMATS that this Pillow knows."""
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
-
-
-@functools.cache
-def _silence_libtiff() -> None:
-    """Keep libtiff from writing to stderr what Pillow raises as well; it has no other switch."""
-    with suppress(OSError, AttributeError):  # where it is not linked dynamically
-        pillow = ctypes.CDLL(Image.core.__file__)
-        pillow.TIFFSetErrorHandler(None)
-        pillow.TIFFSetWarningHandler(None)
-
-
 def _reason(error: Exception) -> str:
     """Return in one short line what `error` says, without the path of the file."""
-    text = " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__
-    return text if text.isprintable() else ascii(text)[1:-1]
+    text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    return printable(text[:200]) or type(error).__name__
 
 
 def allocate(shape: tuple[int, ...], path: Path | None = None) -> np.ndarray:

@@ -45,13 +45,12 @@ class Split:
 
     def table(self) -> Path | None:
         """Return the one CSV in the folder itself. Raises InputError if there are more, or if it is no file of it."""
-        tables = [Path(path) for id, path in self.tables.items() if "/" not in id]
+        tables = [path for id, path in self.tables.items() if "/" not in id]
         if len(tables) > 1:
             raise InputError(f"{self.folder} holds {len(tables)} CSV files; there should be one, with columns id,label")
-        for table in tables:
-            if not table.is_file() or not os.path.realpath(table).startswith(self.home):
-                raise InputError(f"{table} is no file of that folder: put a copy there")
-            return table
+        if tables and not (os.path.isfile(tables[0]) and os.path.realpath(tables[0]).startswith(self.home)):
+            raise InputError(f"{tables[0]} is no file of that folder: put a copy there")
+        return Path(tables[0]) if tables else None
 
 
 def scan(source: Path) -> Split:
@@ -79,26 +78,18 @@ def scan(source: Path) -> Split:
         found.folders |= inner
         below += [(f"{id}/", path) for id, path in reversed(inner.items())]
         for name, entry in entries.items():
-            if inside + name not in inner:
-                _add(found, inside + name, entry)
+            id, suffix, is_link = inside + name, os.path.splitext(entry.name)[1].lower(), entry.is_symlink()
+            is_file = os.path.isfile(entry.path) if is_link else entry.is_file()
+            if is_link and os.path.isdir(entry.path):
+                found.left_out[id] = "is a link to a folder, which is not followed"
+            elif suffix in SUFFIXES and id not in inner and not is_file:
+                found.left_out[id] = "is no regular file, nor a link to one"
+            elif suffix in SUFFIXES and is_link and not os.path.realpath(entry.path).startswith(found.home):
+                found.left_out[id] = "is a link out of the folder, which is not followed: put a copy there"
+            elif id not in inner and (suffix == ".csv" or is_file):
+                kept = {".csv": found.tables, ".parquet": found.parquet} | dict.fromkeys(SUFFIXES, found.files)
+                kept.get(suffix, {})[id] = entry.path
     return found
-
-
-def _add(found: Split, id: str, entry: os.DirEntry) -> None:
-    is_image = os.path.splitext(entry.name)[1].lower() in SUFFIXES
-    target = os.path.realpath(entry.path) if entry.is_symlink() else None
-    if target and os.path.isdir(target):
-        found.left_out[id] = "is a link to a folder, which is not followed"
-    elif is_image and not (os.path.isfile(target) if target else entry.is_file()):
-        found.left_out[id] = "is a link to no file" if target else "is no regular file"
-    elif is_image and target and not target.startswith(found.home):
-        found.left_out[id] = "is a link out of the folder, which is not followed: put a copy there"
-    elif is_image:
-        found.files[id] = entry.path
-    elif id.lower().endswith(".csv"):
-        found.tables[id] = entry.path
-    elif entry.name.endswith(".parquet") and entry.is_file():
-        found.parquet[id] = entry.path
 
 
 def _entries(folder: str | Path) -> dict[str, os.DirEntry]:
@@ -182,12 +173,9 @@ def _csv_labels(table: Path, files: set[str], labels: str | None) -> tuple[dict,
 def _image_id(text: str, composed: dict[str, str]) -> str:
     """Return the id of the image that a CSV calls `text`: exactly, unescaped, without spaces, `./` or backslashes."""
     bare = text.strip()
-    for way in (text, unescape_formula(text), bare, bare.replace("\\", "/").removeprefix("./")):
-        way = printable(way)
-        for name in (way, normalize("NFC", way)):  # a Mac writes accents in two characters
-            if name in composed:
-                return composed[name]
-    return printable(bare)
+    ways = [printable(way) for way in (text, unescape_formula(text), bare, bare.replace("\\", "/").removeprefix("./"))]
+    names = [name for way in ways for name in (way, normalize("NFC", way))]  # a Mac writes accents in two characters
+    return next((composed[name] for name in names if name in composed), ways[2])
 
 
 def _read_csv(table: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -196,17 +184,12 @@ def _read_csv(table: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding).lstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{table} is no UTF-8 CSV: {error.reason} at byte {error.start}; save it as UTF-8") from None
-    if "\0" in text:
-        raise InputError(f"{table} is no UTF-8 CSV: it holds NUL characters; save it as UTF-8")
-    head = re.match("[^\r\n]*", text)[0]
-    delimiter = next((d for d in ",;\t|" if "id" in (name.strip(' "') for name in head.split(d))), ",")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
+        if "\0" in text:
+            raise csv.Error("it holds NUL characters")
+        head = re.match("[^\r\n]*", text)[0]
+        delimiter = next((d for d in ",;\t|" if "id" in (name.strip(' "') for name in head.split(d))), ",")
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         rows = [(reader.line_num, row) for row in reader if any(row)]
-    except csv.Error as error:
-        raise InputError(
-            f"{table} is no UTF-8 CSV: {error}, in line {reader.line_num}; is a quote left open?"
-        ) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{table} is no UTF-8 CSV ({error}): save it as UTF-8, and close every quote") from None
     return [name.strip() for name in rows[0][1]] if rows else [], rows[1:]

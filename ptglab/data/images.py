@@ -74,13 +74,11 @@ class ImageSet:
 
     def __str__(self) -> str:
         n, c, h, w = self.images.shape
-        truth = "unknown"
-        if self.labels_true is not None:
-            truth = f"known ({(self.labels_true != self.labels_given).mean():.2%} of the given labels are wrong)"
+        wrong = None if self.labels_true is None else (self.labels_true != self.labels_given).mean()
+        truth = "unknown" if wrong is None else f"known ({wrong:.2%} of the given labels are wrong)"
         size = f"{h} x {w} pixels, {c} channel{'s' * (c > 1)}"
         lines = [f"{n:,} images of {size}; {self.num_classes} classes; truth {truth}", *self.notes]
-        if self.unreadable:
-            id, reason = self.unreadable[0]
+        for id, reason in self.unreadable[:1]:
             lines.append(f"{len(self.unreadable):,} left out, the first: {id!r} ({reason})")
         return "\n".join(lines)
 
@@ -100,17 +98,16 @@ def load(
     mapped from a file. The id of an image in a folder is its path relative to `source`. Raises InputError, in one line,
     for whatever cannot be loaded.
     """
-    source, labels = located(source), None if labels in (None, "", "label") else labels
+    source, labels = located(source), None if labels == "label" else labels or None
     for name, side in {"image_size": image_size, "at_most": at_most}.items():
         if not 4 <= (side or 4) <= MAX_SIDE:
             raise InputError(f"{name} is {side}; it must be from 4 to {MAX_SIDE:,}")
     found, there = _scanned(source)
     one_of(f"split of {printable(source)}", split, there)
     with _in_one_line(source):
-        if isinstance(found, folders.Split) and (files := parquet.split_files(found, split)):
-            return _parquet(source, files, split, labels, image_size, at_most)
         if found is not None:
-            return _folder(Path(source), found, split, labels, image_size, at_most)
+            files = [] if isinstance(found, str) else parquet.split_files(found, split)
+            return (_parquet if files else _folder)(source, files or found, split, labels, image_size, at_most)
         image_set = _digits(split, labels) if source == "digits" else _torchvision(source, split, labels)
     if at_most and max(image_set.images.shape[2:]) > at_most:
         image_size = image_size or at_most
@@ -131,9 +128,9 @@ def _scanned(source: str) -> tuple[folders.Split | str | None, list[str]]:
         return None, ["train", "test"]
     path = Path(source)
     with _in_one_line(source):
+        if not os.path.exists(source) and (os.sep in source or "." in source):
+            raise InputError(f"no such file or folder: {source}")
         if not os.path.exists(source):
-            if os.sep in source or "." in source:
-                raise InputError(f"no such file or folder: {source}")
             one_of("dataset", source, [*NAMES, "or a folder or parquet file"])
         if not path.is_dir() and not (path.is_file() and path.suffix == ".parquet"):
             raise InputError(f"{source} is neither a folder nor a .parquet file")
@@ -155,13 +152,13 @@ def located(source: str | Path) -> str:
 
 def check_labels(source: str | Path, labels: str | None = None) -> None:
     """Raise InputError unless there is such a source, with the column `labels` of given labels; no image is read."""
-    source, labels = located(source), None if labels in (None, "", "label") else labels
+    source, labels = located(source), None if labels == "label" else labels or None
     found, _ = _scanned(source)
     with _in_one_line(source):
         if source == "digits":
             one_of("label column of digits", labels or "label", ["label"])
         elif found is None:
-            _human_labels(source, "train", labels) if labels else None
+            _human_labels(source, "train", labels)
         elif isinstance(found, str):
             published.class_names(Path(source), labels)
         elif files := parquet.split_files(found, "train"):
@@ -198,9 +195,9 @@ def read_cifar_n(path: str | Path) -> dict[str, np.ndarray]:
     """
     import torch
 
-    reconstruct = np._core.multiarray._reconstruct
     allowed = [np.ndarray, np.dtype, type(np.dtype(np.int64)), type(np.dtype(np.int32))]
-    allowed += [(reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    rebuild = np._core.multiarray._reconstruct
+    allowed += [(rebuild, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
     try:
         if (size := os.path.getsize(path)) > MAX_LABELS:
             raise ValueError(f"{size} bytes")
@@ -208,13 +205,12 @@ def read_cifar_n(path: str | Path) -> dict[str, np.ndarray]:
             columns = torch.load(path, weights_only=True)
         if sum(values.nbytes for values in columns.values()) > size:  # an array may be announced, and not be there
             raise ValueError("arrays of more bytes than the file has")
-        columns = {name: np.asarray(values, np.int64) for name, values in columns.items()}
+        # `clean_label`, `worse_label`, `random_label1` become `label`, `label_worse`, `label_random1`
+        names = {name: f"label_{name.replace('_label', '')}".removesuffix("_clean") for name in columns}
+        return {names[name]: np.asarray(values, np.int64) for name, values in columns.items()}
     except Exception as error:  # whatever a foreign pickle makes the unpickler say; torch's advice is to trust it
         raise InputError(f"{path} is no CIFAR-N label file, a dictionary of whole-number NumPy arrays: it was not "
                          f"loaded ({type(error).__name__})") from None  # fmt: skip
-    # `clean_label`, `worse_label`, `random_label1` become `label`, `label_worse`, `label_random1`.
-    words = {name: name.replace("_label", "") for name in columns}
-    return {"label" if words[n] == "clean" else f"label_{words[n]}": values for n, values in columns.items()}
 
 
 def _digits(split: str, labels: str | None) -> ImageSet:
@@ -252,17 +248,17 @@ def _torchvision(name: str, split: str, labels: str | None) -> ImageSet:
     elif images.shape[-1] == 3:  # [N, H, W, C]
         images = images.permute(0, 3, 1, 2).contiguous()
     true = np.asarray(dataset.targets if hasattr(dataset, "targets") else dataset.labels, np.int64)
-    given = true
-    if labels:
-        given, clean = _human_labels(name, split, labels)
-        if not np.array_equal(clean, true):
-            raise InputError(f"{folder / CIFAR_N[name]} is in another order than {name}: its clean labels differ")
+    given, clean = _human_labels(name, split, labels) or (true, true)
+    if not np.array_equal(clean, true):
+        raise InputError(f"{folder / CIFAR_N[name]} is in another order than {name}: its clean labels differ")
     classes = getattr(dataset, "classes", None) or range(10)
     return ImageSet(images, given, true, [str(c) for c in classes], [str(i) for i in range(len(images))])
 
 
-def _human_labels(name: str, split: str, labels: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the column `labels` of the CIFAR-N file in the data root, and its clean one."""
+def _human_labels(name: str, split: str, labels: str | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the column `labels` of the CIFAR-N file in the data root, and its clean one; None without `labels`."""
+    if not labels:
+        return None
     path = root() / CIFAR_N.get(name, "")
     if split != "train" or not path.is_file():
         wanted = f": it comes from {path}, which is not there" if name in CIFAR_N and split == "train" else ""
@@ -272,51 +268,45 @@ def _human_labels(name: str, split: str, labels: str) -> tuple[np.ndarray, np.nd
 
 
 def _parquet(source: str, files: list[Path], split: str, labels: str | None, *sizes: int | None) -> ImageSet:
-    parquet.check(files[0], labels)
     given, true, class_names = parquet.read(files, labels)
-    rows = np.flatnonzero(given >= 0)
+    rows, ids = np.flatnonzero(given >= 0), [str(i) for i in range(len(given))]
     if not len(rows):
         raise InputError(f"label column '{labels or 'label'}' of {files[0]} has no label in any of its rows")
-    ids, files = [str(i) for i in rows], list(map(Path, map(os.path.abspath, files)))
+    files, wanted = [Path(os.path.abspath(file)) for file in files], [ids[i] for i in rows]
     place, parts = cache.folder(source, split, labels, *sizes), parquet.blocks(files, given >= 0)
-    images, kept, broken, notes = cache.images(parts, ids, files, place, *sizes)
-    missing = [(str(i), printable(f"has no {labels or 'label'}")) for i in np.flatnonzero(given < 0)]
-    unreadable, rows = sorted(missing + broken, key=lambda pair: int(pair[0])), rows[kept]
-    return ImageSet(images, given[rows], None if true is None else true[rows], class_names, [ids[i] for i in kept],
-                    unreadable, notes)  # fmt: skip
+    images, kept, broken, notes = cache.images(parts, wanted, files, place, *sizes)
+    broken += [(ids[i], printable(f"has no {labels or 'label'}")) for i in np.flatnonzero(given < 0)]
+    rows = rows[kept]
+    return ImageSet(images, given[rows], None if true is None else true[rows], class_names, [ids[i] for i in rows],
+                    sorted(broken, key=lambda pair: int(pair[0])), notes)  # fmt: skip
 
 
-def _folder(source: Path, found: folders.Split | str, split: str, labels: str | None, *sizes: int | None) -> ImageSet:
-    if isinstance(found, str):
-        inside, (files, given, true, unreadable) = "", published.listing(source, split, labels)
-    else:
-        parts = folders.splits(found)
-        files, given, true, unreadable = folders.listing(parts[split], labels)
-        inside = "" if parts[split] is found else f"{split}/"
+def _folder(source: str, found: folders.Split | str, split: str, labels: str | None, *sizes: int | None) -> ImageSet:
+    parts = {} if isinstance(found, str) else folders.splits(found)
+    inside = f"{split}/" if parts.get(split, found) is not found else ""
+    listed = folders.listing(parts[split], labels) if parts else published.listing(Path(source), split, labels)
+    files, given, true, unreadable = listed
     ids = [id for id in files if id in given]
     paths = [os.path.abspath(files[id]) for id in ids]
     place = cache.folder(source, split, labels, *sizes)
     images, kept, broken, notes = cache.images(cache.blocks(paths), ids, paths, place, *sizes)
     ids = [ids[i] for i in kept]
-    if isinstance(found, str):
-        class_names = published.class_names(source, labels)
+    if not parts:
+        class_names = published.class_names(Path(source), labels)
     else:  # both splits number the classes alike, also one that only one of them has
         names = {given[id] for id in ids} | {true[id] for id in ids if id in true}
-        for name, part in parts.items() if len(parts) > 1 else ():
-            for column in {labels} if name == split else {labels, None}:
+        for part in parts.values() if len(parts) > 1 else ():
+            for column in {labels, None}:
                 with suppress(InputError):
-                    _, other_given, other_true, _ = folders.listing(part, column)
-                    names |= {*other_given.values(), *other_true.values()}
+                    names.update(*(numbers.values() for numbers in folders.listing(part, column)[1:3]))
         numbers = all(name.isdecimal() and len(name) < 4300 for name in names)  # Python reads no longer ones
         class_names = sorted(names, key=lambda name: (int(name), name) if numbers else name)
     number = {name: i for i, name in enumerate(class_names)}
     labels_given = np.array([number[given[id]] for id in ids], np.int64)
     labels_true = np.array([number[true[id]] for id in ids], np.int64) if true else None
-    lonely = [class_names[i] for i in np.flatnonzero(np.bincount(labels_given) == 1)]
-    if len(lonely) == 1:
-        notes.append(f"class '{lonely[0]}' has one image: no other one of its class can speak for it")
-    elif lonely:
-        notes.append(f"{len(lonely):,} classes have one image each, the first: '{lonely[0]}'")
-    paths = [Path(files[id]) for id in ids]
-    ids, unreadable = [inside + id for id in ids], [(inside + id, why) for id, why in sorted(unreadable + broken)]
-    return ImageSet(images, labels_given, labels_true, class_names, ids, unreadable, notes, paths)
+    if len(lonely := np.flatnonzero(np.bincount(labels_given) == 1)):
+        notes.append(f"classes of one image, for which no other image can speak: {len(lonely):,}, the first "
+                     f"'{class_names[lonely[0]]}'")  # fmt: skip
+    unreadable = [(inside + id, why) for id, why in sorted(unreadable + broken)]
+    return ImageSet(images, labels_given, labels_true, class_names, [inside + id for id in ids], unreadable, notes,
+                    [Path(files[id]) for id in ids])  # fmt: skip

@@ -13,29 +13,20 @@ ASYMMETRIC: dict[str, dict[int, int]] = {
     "digits": {2: 7, 3: 8, 5: 6, 6: 5, 7: 1},
 }
 # The superclass of each of the 100 classes, in the data set's own (alphabetical) order.
-CIFAR100_SUPERCLASS = np.fromstring(
-    "4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 "
-    "12 14 16 9 11 5 5 19 8 8 15 13 14 17 18 10 16 4 17 4 2 0 17 4 18 17 10 3 2 12 12 16 12 1 "
-    "9 19 2 10 0 1 16 12 9 13 15 13 16 19 2 4 6 19 5 5 8 19 18 1 2 15 6 0 17 8 14 13 ",
-    int,
-    sep=" ",
-)
+CIFAR100_SUPERCLASS = np.array([
+    4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1, 10,
+    12, 14, 16, 9, 11, 5, 5, 19, 8, 8, 15, 13, 14, 17, 18, 10, 16, 4, 17, 4, 2, 0, 17, 4, 18, 17, 10, 3, 2, 12, 12, 16,
+    12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14,
+    13,
+])  # fmt: skip
 KINDS = ("none", "uniform", "asymmetric", "pair_flip", "transition", "instance", "human")
 
 
 def apply(
-    kind: str,
-    labels: np.ndarray,
-    rate: float,
-    num_classes: int,
-    seed: int,
-    *,
-    include_self: bool = False,
-    mapping: str | Mapping[int, int] = "",
-    matrix: np.ndarray | None = None,
-    images: np.ndarray | None = None,
+    kind: str, labels: np.ndarray, rate: float, num_classes: int, seed: int, *, include_self: bool = False,
+    mapping: str | Mapping[int, int] = "", matrix: np.ndarray | None = None, images: np.ndarray | None = None,
     human: np.ndarray | None = None,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """Return given labels, int64 [N], made from clean `labels` [N] by noise of one of KINDS at nominal `rate`.
 
     `include_self`, `mapping`, `matrix`: see `transition_matrix`. `images` [N, ...] is what instance noise looks at.
@@ -53,6 +44,8 @@ def apply(
         return check_labels(human, num_classes).copy()
     if kind == "none":
         return labels.copy()
+    if num_classes < 2:
+        raise InputError("there is only one class: labels cannot be wrong")
     rng = np.random.default_rng(seed)
     if kind == "instance":
         if images is None or len(images) != len(labels):
@@ -67,14 +60,9 @@ def apply(
 
 
 def transition_matrix(
-    kind: str,
-    rate: float,
-    num_classes: int,
-    *,
-    include_self: bool = False,
-    mapping: str | Mapping[int, int] = "",
-    matrix: np.ndarray | None = None,
-) -> np.ndarray:
+    kind: str, rate: float, num_classes: int, *, include_self: bool = False,
+    mapping: str | Mapping[int, int] = "", matrix: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
     """Return T float64 [K, K]: T[i, j] is the probability that a label i is given as j.
 
     uniform: rate / (K - 1) for every other class; with `include_self` the draw is over all K classes (the convention
@@ -83,19 +71,18 @@ def transition_matrix(
     the next class. pair_flip: every class goes to the next one (Co-teaching, arXiv 1804.06872). transition: `matrix`.
     """
     if kind == "transition":
-        return _checked(matrix, num_classes)
-    if num_classes < 2:
-        raise InputError("there is only one class: labels cannot be wrong")
-    t = np.eye(num_classes)
+        t = np.asarray(matrix, float)
+        if t.shape != (num_classes, num_classes) or (t < 0).any() or not np.allclose(t.sum(1), 1):
+            size = f"{num_classes} x {num_classes}"
+            raise InputError(f"transition noise needs a matrix of {size}, its rows probabilities that sum to 1")
+        return t
     if kind == "uniform":
         each = rate / num_classes if include_self else rate / (num_classes - 1)
-        t = np.full((num_classes,) * 2, each)
-        np.fill_diagonal(t, 0)
+        t = np.where(np.eye(num_classes), 0, each)
         np.fill_diagonal(t, 1 - t.sum(1))
         return t
-    cycle = {i: (i + 1) % num_classes for i in range(num_classes)}
-    targets = cycle if kind == "pair_flip" else asymmetric_mapping(mapping, num_classes)
-    for source, target in targets.items():
+    t = np.eye(num_classes)
+    for source, target in _targets("" if kind == "pair_flip" else mapping, num_classes).items():
         if not (0 <= source < num_classes and 0 <= target < num_classes):
             raise InputError(f"the mapping {source} > {target} leaves the classes 0 to {num_classes - 1}")
         t[source, source] -= rate
@@ -103,10 +90,10 @@ def transition_matrix(
     return t
 
 
-def asymmetric_mapping(mapping: str | Mapping[int, int], num_classes: int) -> dict[int, int]:
-    """Return which class each one is mistaken for: `mapping` itself, or the one it names; see `transition_matrix`."""
+def _targets(mapping: str | Mapping[int, int], num_classes: int) -> Mapping[int, int]:
+    """Return which class each one is mistaken for; see `transition_matrix`."""
     if not isinstance(mapping, str):
-        return dict(mapping)
+        return mapping
     if mapping == "cifar100":
         groups = [np.flatnonzero(s == CIFAR100_SUPERCLASS) for s in range(20)]
         return {int(a): int(b) for group in groups for a, b in zip(group, np.roll(group, -1), strict=True)}
@@ -135,29 +122,19 @@ def check_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return labels
 
 
-def _checked(matrix: np.ndarray | None, num_classes: int) -> np.ndarray:
-    if matrix is None:
-        raise InputError("transition noise needs a matrix")
-    matrix = np.asarray(matrix, float)
-    if matrix.shape != (num_classes, num_classes) or (matrix < 0).any() or not np.allclose(matrix.sum(1), 1):
-        shape = f"{num_classes} x {num_classes}"
-        raise InputError(f"the transition matrix must be {shape}, its rows probabilities that sum to 1")
-    return matrix
-
-
 def _instance_rows(
     labels: np.ndarray, rate: float, num_classes: int, images: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """Return [N, K] probabilities of the given label, as in Xia et al. 2020 (arXiv 2006.07836), algorithm 2.
 
-    Each image flips with its own rate, a normal of deviation 0.1 about `rate` cut to 0..1; where to, is the softmax of
-    its pixels times a random projection of its class.
+    Each image flips with its own rate, a normal of deviation 0.1 about `rate` drawn again until it lies in 0..1; where
+    to, is the softmax of its pixels times a random projection of its class.
     """
-    if num_classes < 2:
-        raise InputError("there is only one class: labels cannot be wrong")
     pixels = np.asarray(images).reshape(len(labels), -1).astype(np.float32)
     pixels = (pixels - pixels.mean()) / (pixels.std() + 1e-6)
-    rates = _truncated_normal(rate, 0.1, len(labels), rng)
+    rates = rng.normal(rate, 0.1, len(labels))
+    while (outside := (rates < 0) | (rates > 1)).any():
+        rates[outside] = rng.normal(rate, 0.1, int(outside.sum()))
     rows = np.zeros((len(labels), num_classes))
     for c in range(num_classes):
         projection = rng.standard_normal((pixels.shape[1], num_classes), np.float32)
@@ -168,11 +145,3 @@ def _instance_rows(
         rows[own] = rates[own, None] * softmax / softmax.sum(1, keepdims=True)
         rows[own, c] = 1 - rates[own]
     return rows
-
-
-def _truncated_normal(mean: float, deviation: float, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw by rejection; at least half of the mass lies inside 0..1 wherever `mean` does."""
-    values = rng.normal(mean, deviation, size)
-    while (outside := (values < 0) | (values > 1)).any():
-        values[outside] = rng.normal(mean, deviation, int(outside.sum()))
-    return values

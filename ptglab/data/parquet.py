@@ -51,29 +51,21 @@ def read(files: list[Path], labels: str | None) -> tuple[np.ndarray, np.ndarray 
     tables = []
     for file in files:
         with _opened(file) as parquet:
-            names, groups = _columns(file, parquet.schema_arrow, labels), range(parquet.num_row_groups)
-            stated = sum(parquet.metadata.row_group(i).total_byte_size for i in groups)
-            _check_size(file, max(stated, ROW * parquet.metadata.num_rows))
+            names, rows = _columns(file, parquet.schema_arrow, labels), parquet.metadata
+            stated = sum(rows.row_group(i).total_byte_size for i in range(parquet.num_row_groups))
+            _check_size(file, max(stated, ROW * rows.num_rows))
             batches = parquet.iter_batches(ROWS << 8, columns=names, use_threads=False)
-            schema = parquet.schema_arrow
-            fields = pa.schema([schema.field(name) for name in names], schema.metadata)
-            tables.append(pa.Table.from_batches((batch.select(names) for batch in batches), fields))
+            schema = pa.schema([parquet.schema_arrow.field(name) for name in names], parquet.schema_arrow.metadata)
+            tables.append(pa.Table.from_batches((batch.select(names) for batch in batches), schema))
     if not sum(len(table) for table in tables):
         raise InputError(f"{files[0]} has no rows")
     names = [n for n in tables[0].column_names if all(n in t.column_names for t in tables)]
-    columns = {n: np.concatenate([_numbers(f, t, n) for f, t in zip(files, tables, strict=True)]) for n in names}
+    class_names = _listed_names(tables[0].schema, [labels or "label", "label"])
+    columns = {n: np.concatenate([_numbers(f, t, n, len(class_names) or MOST_CLASSES)
+                                  for f, t in zip(files, tables, strict=True)]) for n in names}  # fmt: skip
     given, true = columns[labels or "label"], columns.get("label") if labels else None
     top = max(int(column.max()) for column in columns.values())
-    class_names = _listed_names(tables[0].schema, [labels or "label", "label"])
-    if not class_names and top >= MOST_CLASSES:
-        raise InputError(f"label column '{labels or 'label'}' of {files[0]} holds {top}: is it one of labels?")
-    class_names = class_names or [str(i) for i in range(top + 1)]
-    for name, column in columns.items():
-        bad = np.flatnonzero(column >= len(class_names))
-        if len(bad):
-            where = f"row {bad[0]} of label column '{name}' of {files[0]}"
-            raise InputError(f"{where} holds {column[bad[0]]}; labels run from 0 to {len(class_names) - 1}")
-    return given, None if true is None or true.min() < 0 else true, class_names
+    return given, None if true is None or true.min() < 0 else true, class_names or [str(i) for i in range(top + 1)]
 
 
 def check(file: Path, labels: str | None) -> None:
@@ -145,39 +137,32 @@ def _columns(file: Path, schema: pa.Schema, labels: str | None) -> list[str]:
     kind = schema.field("image").type
     inner = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
     if "bytes" not in inner or not (pa.types.is_binary(inner["bytes"]) or pa.types.is_large_binary(inner["bytes"])):
-        raise InputError(f"column 'image' of {file} holds {_short(kind)}, not a struct with the binary field 'bytes'")
+        raise InputError(f"column 'image' of {file} holds {str(kind)[:60]}, not a struct with the binary field 'bytes'")
     given = one_of(f"label column of {file}", labels or "label", [n for n in names if n != "image"])
     return [given, "label"] if given != "label" and "label" in names else [given]
 
 
-def _numbers(file: Path, table: pa.Table, name: str) -> np.ndarray:
+def _numbers(file: Path, table: pa.Table, name: str, classes: int) -> np.ndarray:
     """Return the label column as int64 [N], -1 where it is missing. Raises InputError if it holds anything else."""
-    column = table.column(name)
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.int8())
-    elif pa.types.is_floating(column.type):
-        column = column.cast(pa.float64())
-    elif not pa.types.is_integer(column.type):
-        raise InputError(f"label column '{name}' of {file} holds {_short(column.type)}, not whole numbers from 0")
+    column, where = table.column(name), f"label column '{name}' of {file}"
+    kind = column.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise InputError(f"{where} holds {str(kind)[:60]}, not whole numbers from 0")
+    column = column if pa.types.is_integer(kind) else column.cast(pa.float64())
     missing = column.is_null(nan_is_null=True).to_numpy()
     values = np.where(missing, 0, column.fill_null(0).to_numpy())
-    bad = np.flatnonzero((values < 0) | (values > 2.0**53) | (values != np.floor(values)))
+    bad = np.flatnonzero((values < 0) | (values >= classes) | (values != np.floor(values)))
     if len(bad):
-        said = f"row {bad[0]} of label column '{name}' of {file} holds {values[bad[0]]}"
-        raise InputError(f"{said}; labels are whole numbers from 0")
+        raise InputError(f"row {bad[0]} of {where} holds {values[bad[0]]}; labels are whole numbers from 0 to "
+                         f"{classes - 1:,}: is it a column of labels?")  # fmt: skip
     return np.where(missing, -1, values.astype(np.int64))
 
 
-def _listed_names(schema: pa.Schema, columns: list[str]) -> list[str] | None:
-    """Return the class names that Hugging Face's metadata list for the first of `columns` that has any."""
+def _listed_names(schema: pa.Schema, columns: list[str]) -> list[str]:
+    """Return the class names that Hugging Face's metadata list for the first of `columns` that has any, or none."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         listed = next(features[c]["names"] for c in columns if "names" in features.get(c, {}))
         return [printable(str(name)) for name in listed]
     except Exception:  # there are none, or they are not as Hugging Face writes them
-        return None
-
-
-def _short(kind: pa.DataType) -> str:
-    """Return the name of `kind`, without the many fields it may have."""
-    return str(kind) if len(str(kind)) < 60 else f"{str(kind)[:60]}..."
+        return []

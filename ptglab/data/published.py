@@ -15,16 +15,12 @@ clean_test_key_list.txt, or testing/; its labels count as true. Classes keep the
 Sources: Li et al. 2017 (arXiv 1708.02862); Xiao et al. (CVPR 2015); Song et al. (ICML 2019).
 """
 
-import errno
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
 from functools import cache
 from os.path import isfile, islink, join, realpath
 from pathlib import Path
-from stat import S_ISREG
-from typing import NamedTuple
 
 from ptglab.data.decode import SUFFIXES
 from ptglab.errors import InputError, one_of
@@ -38,23 +34,29 @@ ANIMALS = ["cat", "lynx", "wolf", "coyote", "cheetah", "jaguar", "chimpanzee", "
 ASTRAY = re.compile(rf"\\|(?:^|/)\.{{0,2}}(?:/|$)|{UNPRINTABLE.pattern}")  # what no path down from a folder has
 UNKNOWN, AMBIGUOUS = -1, -2  # instead of a class number
 WHY = {UNKNOWN: "has no label", AMBIGUOUS: "is listed twice, with different labels"}
-NO_FILE = "is listed, but there is no such file"
+LABELS = {"webvision": ["mini", "google", "all"], "clothing1m": ["noisy", "both"], "animal10n": ["label"]}
+NAMES = {"webvision": "info/synsets.txt", "clothing1m": "category_names_eng.txt"}
+MARKS = {  # what a set and its test split are known by: glob patterns, all of which match in one row or another
+    "webvision": (["info/train_filelist_google.txt", "info/train_filelist_flickr.txt"], VALIDATION),
+    "clothing1m": (["noisy_label_kv.txt", "annotations/noisy_label_kv.txt"],
+                   ["clean_test_key_list.txt", "annotations/clean_test_key_list.txt"]),
+    "animal10n": (["training/[0-9]_* testing/[0-9]_*"], ["testing"]),
+}  # fmt: skip
 
 
 def detect(source: Path) -> str | None:
-    """Return which of LAYOUTS the folder `source` has; None if none."""
-    return next((name for name, layout in LAYOUTS.items() if _any(source, layout.marks)), None)
+    """Return which of the published sets lies in the folder `source`; None if none."""
+    return next((name for name, (marks, _) in MARKS.items() if _first(source, marks)), None)
 
 
 def splits(source: Path) -> list[str]:
     """Return the splits of a folder that `detect` knows."""
-    return ["train", "test"] if _any(source, LAYOUTS[detect(source)].tested) else ["train"]
+    return ["train", "test"] if _first(source, MARKS[detect(source)][1]) else ["train"]
 
 
 def class_names(source: Path, labels: str | None) -> list[str]:
     """Return the class names of a folder that `detect` knows, in the order of their numbers, for either split."""
-    layout, labels = _layout(source, labels)
-    names = _names(source, layout.names) if layout.names else ANIMALS
+    names, labels = _names(source), _chosen(source, labels)
     return names[:MINI_CLASSES] if labels == "mini" else names
 
 
@@ -65,15 +67,19 @@ def listing(source: Path, split: str, labels: str | None) -> tuple[dict, dict, d
     that is not as published, and if no listed image is there.
     """
     names = class_names(source, labels)
-    layout, labels = _layout(source, labels)
-    given, true = layout.rows(source, split, labels)
+    given, true = _rows(source, split, _chosen(source, labels))
     home, real, files, left_out = join(realpath(source), ""), cache(realpath), {}, {}
     for path, number in given.items():
-        worst = min(number, true.get(path, number))
-        if why := WHY[worst] if worst < 0 else _missing(join(source, path), home, real):
-            left_out[path] = why
+        file, worst = join(source, path), min(number, true.get(path, number))
+        target = realpath(file) if islink(file) else join(real(os.path.dirname(file)), os.path.basename(file))
+        if worst < 0:
+            left_out[path] = WHY[worst]
+        elif not target.startswith(home):
+            left_out[path] = "is behind a link out of the folder, which is not followed: put a copy there"
+        elif not isfile(target):
+            left_out[path] = "is listed, but there is no such file, or it cannot be opened"
         else:
-            files[path] = join(source, path)
+            files[path] = file
     if not files:
         first = "; the first: {} ({})".format(*next(iter(left_out.items()))) if left_out else ""
         raise InputError(f"{source} holds none of the {len(given):,} images listed for {split}{first}")
@@ -81,114 +87,77 @@ def listing(source: Path, split: str, labels: str | None) -> tuple[dict, dict, d
     return files, given, true, list(left_out.items())
 
 
-def _webvision(source: Path, split: str, labels: str) -> tuple[dict, dict]:
-    classes = len(_names(source, "info/synsets.txt"))
-    if split == "test":
-        inside = {"val_filelist": f"{_any(source, VALIDATION) or VALIDATION[0]}/"}
-    else:  # google_resized_256.tar holds a folder `google`; some unpack it in one of the archive's name, or in `train`
-        engines = ["google", "flickr"] if labels == "all" else ["google"]
-        places = {e: _any(source, [e, f"{e}_resized_256/{e}", f"train/{e}"]) or e for e in engines}
-        inside = {f"train_filelist_{e}": place.removesuffix(e) for e, place in places.items()}
-    most = MINI_CLASSES if labels == "mini" else classes
-    rows = {folder + path: n for name, folder in inside.items()
-            for path, n in _numbers(source, f"info/{name}.txt", classes).items() if n < most}  # fmt: skip
-    return rows, rows if split == "test" else {}
+def _rows(source: Path, split: str, labels: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Return {path: given class number} and {path: true class number}, which is empty if unknown."""
+    layout, classes, test = detect(source), len(_names(source)), split == "test"
+    if layout == "animal10n":
+        names = sorted(p.name for p in source.glob(f"{split}ing/[!.]*") if p.suffix.lower() in SUFFIXES)
+        given = {f"{split}ing/{printable(n)}": int(n[0]) if re.match("[0-9]_", n) else UNKNOWN for n in names}
+    elif layout == "webvision":
+        inside = {"val_filelist": f"{_first(source, VALIDATION)}/"} if test else {}
+        for e in [] if test else ["google", "flickr"] if labels == "all" else ["google"]:
+            # google_resized_256.tar holds `google`, which some unpack in a folder of its name, or in `train`
+            place = _first(source, [e, f"{e}_resized_256/{e}", f"train/{e}"]) or e
+            inside[f"train_filelist_{e}"] = place.removesuffix(e)
+        given, most = {}, MINI_CLASSES if labels == "mini" else classes
+        for name, folder in inside.items():
+            numbers = _numbers(source, f"info/{name}.txt", classes)
+            given |= {folder + path: number for path, number in numbers.items() if number < most}
+    else:
+        kind = "clean" if test else "noisy"
+        numbers = _numbers(source, f"{kind}_label_kv.txt", classes)
+        if labels == "both" and not test:
+            true = _numbers(source, "clean_label_kv.txt", classes)
+            held_out = _numbers(source, "clean_test_key_list.txt")
+            given = {path: n for path, n in numbers.items() if path in true and path not in held_out}
+            return given, {path: true[path] for path in given}
+        given = {path: numbers.get(path, UNKNOWN) for path in _numbers(source, f"{kind}_{split}_key_list.txt")}
+    return given, given if test else {}
 
 
-def _clothing1m(source: Path, split: str, labels: str) -> tuple[dict, dict]:
-    classes, kind = len(_names(source, "category_names_eng.txt")), "noisy" if split == "train" else "clean"
-    numbers = _numbers(source, f"{kind}_label_kv.txt", classes)
-    if split == "train" and labels == "both":
-        true, test = _numbers(source, "clean_label_kv.txt", classes), _numbers(source, "clean_test_key_list.txt")
-        given = {path: n for path, n in numbers.items() if path in true and path not in test}
-        return given, {path: true[path] for path in given}
-    rows = {path: numbers.get(path, UNKNOWN) for path in _numbers(source, f"{kind}_{split}_key_list.txt")}
-    return rows, rows if split == "test" else {}
-
-
-def _animal10n(source: Path, split: str, labels: str) -> tuple[dict, dict]:
-    names = sorted(p.name for p in source.glob(f"{split}ing/[!.]*") if p.suffix.lower() in SUFFIXES)
-    rows = {f"{split}ing/{printable(n)}": int(n[0]) if re.match("[0-9]_", n) else UNKNOWN for n in names}
-    return rows, rows if split == "test" else {}
-
-
-class Layout(NamedTuple):
-    """How a set is published; rows: of folder, split and labels, {path: given number} and {path: true one} if known."""
-
-    labels: list[str]  # that may be asked for
-    marks: list[str]  # what it is known by: glob patterns, all of which find something in one of these rows
-    tested: list[str]  # what its test split is known by, likewise
-    names: str  # the list of class names
-    rows: Callable[[Path, str, str], tuple[dict[str, int], dict[str, int]]]
-
-
-LAYOUTS = {
-    "webvision": Layout(
-        ["mini", "google", "all"], ["info/train_filelist_google.txt", "info/train_filelist_flickr.txt"],
-        VALIDATION, "info/synsets.txt", _webvision),
-    "clothing1m": Layout(
-        ["noisy", "both"], ["noisy_label_kv.txt", "annotations/noisy_label_kv.txt"],
-        ["clean_test_key_list.txt", "annotations/clean_test_key_list.txt"], "category_names_eng.txt", _clothing1m),
-    "animal10n": Layout(["label"], ["training/[0-9]_* testing/[0-9]_*"], ["testing"], "", _animal10n),
-}  # fmt: skip
-
-
-def _any(source: Path, rows: list[str]) -> str | None:
+def _first(source: Path, rows: list[str]) -> str | None:
     """Return the first of `rows` whose glob patterns all find something in `source`."""
     return next((row for row in rows if all(next(source.glob(pattern), None) for pattern in row.split())), None)
 
 
-def _layout(source: Path, labels: str | None) -> tuple[Layout, str]:
-    layout = LAYOUTS[detect(source)]
-    return layout, one_of(f"label column of {source}", labels or layout.labels[0], layout.labels)
+def _chosen(source: Path, labels: str | None) -> str:
+    known = LABELS[detect(source)]
+    return one_of(f"label column of {source}", labels or known[0], known)
 
 
-def _missing(file: str, home: str, real: Callable[[str], str]) -> str:
-    """Return why `file` is not there, or is not followed out of `home`; empty if it is. `real`: a cached realpath."""
-    folder, name = os.path.split(file)
-    target = realpath(file) if islink(file) else join(real(folder), name)
-    if not target.startswith(home):
-        return "is behind a link out of the folder, which is not followed: put a copy there"
-    try:
-        return "" if S_ISREG(os.stat(target).st_mode) else NO_FILE
-    except OSError as error:
-        lost = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-        return NO_FILE if lost else f"cannot be opened: {error.strerror}"
-
-
-def _lines(source: Path, name: str) -> Iterator[tuple[Path, int, str]]:
-    """Yield (file, line number, line) of the list `name`, there or in `annotations`, without empty lines."""
-    file = source / name if isfile(source / name) else source / "annotations" / name
+def _lines(source: Path, name: str) -> list[tuple[int, str]]:
+    """Return (line number, line) of the list `name`, there or in `annotations`, without empty lines."""
+    file = source / (_first(source, [name, f"annotations/{name}"]) or name)
     if not isfile(file) or not realpath(file).startswith(join(realpath(source), "")):
         raise InputError(f"{source} has no file {name} of its own: put it there, as it was published")
     try:
-        text = small_enough(file).read_text(encoding="utf-8-sig")
+        lines = small_enough(file).read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is no UTF-8 text: {error.reason} at byte {error.start}") from None
-    for number, line in enumerate(text.split("\n"), 1):
-        if line := line.replace("\t", " ").strip():
-            yield file, number, line
+    stripped = enumerate((line.replace("\t", " ").strip() for line in lines), 1)
+    return [(number, line) for number, line in stripped if line]
 
 
 def _numbers(source: Path, name: str, classes: int | None = None) -> dict[str, int]:
     """Return {path: class number below `classes`}, AMBIGUOUS where lines differ; without `classes` lines are paths."""
     numbers = {}
     form = "a path from the folder down, without '..'" + (f", and a number from 0 to {classes - 1}" if classes else "")
-    for file, line_number, line in _lines(source, name):
-        path, _, last = line.rpartition(" ") if classes else (line, "", "")
-        number = int(last) if last.isascii() and last.isdigit() and len(last) < 10 else UNKNOWN
-        if ASTRAY.search(path) or (classes and not 0 <= number < classes):
-            raise InputError(f"line {line_number} of {file} is '{printable(line[:200])}': it should be {form}")
-        if numbers.setdefault(path.rstrip(), number) != number:
+    for at, line in _lines(source, name):
+        path, _, last = line.rpartition(" ") if classes else (line, "", "0")
+        if ASTRAY.search(path) or not re.fullmatch("[0-9]{1,9}", last) or int(last) >= (classes or 1):
+            raise InputError(f"line {at} of {name} in {source} is '{printable(line[:200])}': it should be {form}")
+        if numbers.setdefault(path.rstrip(), int(last)) != int(last):
             numbers[path.rstrip()] = AMBIGUOUS
     return numbers
 
 
-def _names(source: Path, name: str) -> list[str]:
-    """Return the class names in a list of one a line; the WordNet id before a name stays where names are alike."""
-    lines = [(number, printable(line)) for _, number, line in _lines(source, name)]
+def _names(source: Path) -> list[str]:
+    """Return the names of all classes; the WordNet id before a name stays where names are alike."""
+    if not (name := NAMES.get(detect(source))):
+        return ANIMALS
+    lines = [(number, printable(line)) for number, line in _lines(source, name)]
     times = Counter(bare := [re.sub(r"^n\d{8} +", "", line) for _, line in lines])
-    names = [line if times[name] > 1 else name for (_, line), name in zip(lines, bare, strict=True)]
+    names = [line if times[short] > 1 else short for (_, line), short in zip(lines, bare, strict=True)]
     if not names or lines[-1][0] > len(lines) or len(set(names)) < len(names):
         raise InputError(f"{name} in {source} should name a class in every line, and none twice")
     return names

@@ -130,49 +130,23 @@ def test_changed_sources_are_read_again(tmp_path, cached, in_memory, change):
     same(ours, in_memory(source))
 
 
-def killed(source, place, marks: int) -> None:
-    """Build a cache in this process, which is killed in place of writing its last mark."""
-    os.environ["PTGLAB_CACHE"], cache.LARGE, write, left = str(place), 0, files.write_json, [marks]
-
-    def counted(path, content):
-        left[0] -= path.parent.name == "done"
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        write(path, content)
-
-    files.write_json = counted
+def killed(source, place, at: str) -> None:
+    """Build a cache in this process, which is killed when it is about to call `decode.put` or to write the plan."""
+    os.environ["PTGLAB_CACHE"], cache.LARGE = str(place), 0
+    module, name = (decode, "put") if at == "pixels" else (files, "write_json")
+    setattr(module, name, lambda *rest: os.kill(os.getpid(), signal.SIGKILL))
+    torch.set_num_threads(1)
     data.load(source)
 
 
-@pytest.mark.parametrize("marks", [1, 4])
-def test_a_build_that_is_killed_goes_on_where_it_was(tmp_path, cached, monkeypatch, in_memory, marks):
+@pytest.mark.parametrize("at", ["pixels", "plan"])
+def test_a_build_that_is_killed_begins_anew(tmp_path, cached, in_memory, at):
     source = folder(tmp_path / "set")
-    process = multiprocessing.get_context("spawn").Process(target=killed, args=(source, cached, marks))
+    process = multiprocessing.get_context("spawn").Process(target=killed, args=(source, cached, at))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert len(list(cached.glob("*/done/*.json"))) == marks - 1
-    decoded, put = [], decode.put
-    monkeypatch.setattr(decode, "put", lambda *rest: decoded.append(1) or put(*rest))
-    monkeypatch.setattr(cache, "_headers", None)  # they are not read again
-    ours = data.load(source)
-    readable = 130 - 2 - (16 * (marks - 1))  # of blocks of 16; two headers are broken
-    assert readable <= len(decoded) <= readable + 2 and not list(cached.glob("*/done"))
-    monkeypatch.undo()
-    same(ours, in_memory(source))
-
-
-def test_a_build_killed_while_pixels_were_moved_begins_anew(tmp_path, cached, monkeypatch, in_memory):
-    source, compact = folder(tmp_path / "set"), cache._compact
-
-    def interrupted(*rest):
-        compact(*rest)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cache, "_compact", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        data.load(source)
-    monkeypatch.setattr(cache, "_compact", compact)
+    assert list(cached.glob("*/pixels.npy")) and not list(cached.glob("*/plan.json"))
     same(data.load(source), in_memory(source))
 
 

@@ -3,9 +3,7 @@
 A thousand damaged sources go through loading and everything an audit writes (`make soak`), a hundred in every run.
 """
 
-import ast
 import io
-import json
 import os
 import shutil
 from collections import Counter
@@ -24,7 +22,6 @@ from ptglab.audit import exports
 from ptglab.data import cache
 from ptglab.detect.suspects import Suspects
 from ptglab.errors import InputError
-from ptglab.lab import notebooks
 from ptglab.text import printable
 
 WRITTEN = {"suspects.csv", "unreadable.csv", "gallery.html", "label_studio.json", "label_studio.xml", "fiftyone.csv",
@@ -168,49 +165,3 @@ def test_any_text_is_a_label_and_comes_back(flat, texts, column):
 
 
 # ---- any text as parameter
-
-DECLARED = {"text": "a", "whole": 1, "real": 0.5, "switch": True}
-
-
-@pytest.fixture
-def notebook(tmp_path) -> str:
-    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]},
-            "source": "".join(f"{name} = {value!r}  # x\n" for name, value in DECLARED.items())}  # fmt: skip
-    (tmp_path / "mine.ipynb").write_text(json.dumps({"cells": [cell], "metadata": {}}))
-    return str(tmp_path / "mine.ipynb")
-
-
-@quick
-@given(texts=st.lists(st.text(max_size=30) | st.sampled_from([*DECLARED]).flatmap(
-    lambda name: (st.text(max_size=30) | st.integers().map(str) | st.floats().map(str)).map(lambda v: f"{name}={v}")
-), max_size=4))  # fmt: skip
-def test_any_text_is_a_parameter_or_refused(notebook, texts):
-    try:
-        values = notebooks.values(notebook, texts)
-    except InputError as error:
-        assert len(str(error).splitlines()) == 1, ascii(str(error))
-        return
-    assert all(type(values[name]) is type(DECLARED[name]) for name in values)
-    check_round_trip(notebook, values)
-
-
-VALUES = {"text": st.text(max_size=60), "whole": st.integers(-(2**63), 2**63 - 1), "switch": st.booleans(),
-          "real": st.floats(allow_nan=False, allow_infinity=False, max_value=9e18, min_value=-9e18)}  # fmt: skip
-
-
-@quick
-@given(values=st.fixed_dictionaries({}, optional=VALUES))
-def test_any_value_arrives_as_it_is(notebook, values):
-    assert notebooks.checked(notebook, dict(DECLARED), values) == values
-    check_round_trip(notebook, values)
-
-
-def check_round_trip(notebook: str, values: dict) -> None:
-    """What papermill writes are literals, a line each, and `parameters` finds in them what was given."""
-    from papermill.translators import PythonTranslator
-
-    cell = PythonTranslator.codify(values)
-    body = ast.parse(cell).body
-    assert {node.targets[0].id: ast.literal_eval(node.value) for node in body} == values
-    assert len(cell.splitlines()) == len(values) + 1
-    assert notebooks.parameters(notebook, DECLARED | values | {"In": ["", cell]}) == DECLARED | values

@@ -400,16 +400,6 @@ def test_parquet_splits(tmp_path, case):
     assert values(data.load(source, "test")) == [100, 101, 102]
 
 
-def test_a_test_split_hides_the_validation_split(tmp_path):
-    for i, name in enumerate(["train", "validation", "test"]):
-        write_parquet(tmp_path / f"{name}.parquet", [i], label=[0])
-    assert values(data.load(tmp_path, "test")) == [2]
-    (tmp_path / "test.parquet").unlink()
-    assert values(data.load(tmp_path, "test")) == [1]
-    (tmp_path / "validation.parquet").unlink()
-    refused("unknown split", "'test'")(tmp_path, "test")
-
-
 # ---- image folders
 
 
@@ -428,7 +418,7 @@ def test_one_sub_folder_a_class(tmp_path):
         "猫/1.png": (4, "猫"), "猫/2 3.png": (5, "猫"),
     }  # fmt: skip
     assert image_set.unreadable == [("stray.png", "lies outside the class folders")]
-    assert [note for note in image_set.notes if "one image" in note and "'Übung'" in note]
+    assert [note for note in image_set.notes if "'Übung'" in note]
     assert image_set.labels_true is None and "truth unknown" in str(image_set)
     refused("no label column 'given'", "no CSV")(tmp_path, labels="given")
 
@@ -437,7 +427,7 @@ def test_number_folders_sort_as_numbers(tmp_path):
     write_images(tmp_path, {"10/a.png": 1, "9/b.png": 2, "1/c.png": 3, "01/d.png": 4})
     image_set = data.load(tmp_path)
     assert image_set.class_names == ["01", "1", "9", "10"]
-    assert image_set.notes == ["4 classes have one image each, the first: '01'"]
+    assert ": 4, the first '01'" in image_set.notes[0]
 
 
 def test_a_damaged_image_takes_its_label_along(tmp_path):
@@ -511,14 +501,6 @@ def test_an_image_that_vanishes_is_listed(tmp_path, monkeypatch, module, name):
 # ---- flat folders with a CSV
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_a_csv_names_the_labels(tmp_path, encoding):
-    image_set = data.load(flat(tmp_path, "id,label\nsub/d.png,né\nc.png,cat\na.png,né\nb.png,cat\n", encoding=encoding))
-    assert image_set.class_names == ["cat", "né"] and image_set.labels_true is None
-    assert image_set.ids == ["a.png", "b.png", "c.png", "sub/d.png"] and values(image_set) == [0, 1, 2, 3]
-    assert names_given(image_set) == ["né", "cat", "cat", "né"] and image_set.unreadable == []
-
-
 def test_a_second_column_makes_label_the_truth(tmp_path):
     text = "id,label,given\na.png,10,9\nb.png,9,9\nc.png,100,10\nsub/d.png,10,10\n"
     image_set = data.load(flat(tmp_path, text), labels="given")
@@ -527,29 +509,6 @@ def test_a_second_column_makes_label_the_truth(tmp_path):
     refused("unknown label column", "labels.csv", "'gven'", "did you mean 'given'")(tmp_path, labels="gven")
     (tmp_path / "labels.csv").write_text(text.replace("b.png,9", "b.png,"))
     assert data.load(tmp_path, labels="given").labels_true is None  # it has gaps
-
-
-def test_unlisted_missing_and_unlabelled_images_are_listed(tmp_path):
-    image_set = data.load(flat(tmp_path, "label,id\nx,a.png\nx,gone.png\n,b.png\ny,c.png\ny\n"))
-    assert image_set.ids == ["a.png", "c.png"] and names_given(image_set) == ["x", "y"]
-    assert dict(image_set.unreadable) == {
-        "": "listed in labels.csv, but there is no such image",
-        "b.png": "has no label in labels.csv",
-        "gone.png": "listed in labels.csv, but there is no such image",
-        "sub/d.png": "not listed in labels.csv",
-    }
-
-
-def test_an_image_listed_twice_counts_once_or_not_at_all(tmp_path):
-    rows = ["a.png,x,y", "a.png,x,y", "b.png,x,y", "b.png,x,x", "c.png,x,y", "c.png,y,y", "./sub\\d.png,x,",
-            "sub/d.png,x,x"]  # fmt: skip
-    image_set = data.load(flat(tmp_path, "\n".join(["id,label,given", *rows])), labels="given")
-    assert image_set.ids == ["a.png"] and names_given(image_set) == ["y"]
-    assert image_set.unreadable == [
-        ("b.png", "listed twice in labels.csv, as y/x and as x"),
-        ("c.png", "listed twice in labels.csv, as y/x and as y"),
-        ("sub/d.png", "has no given in labels.csv"),
-    ]
 
 
 # ---- subsets and fingerprints
@@ -568,15 +527,6 @@ def test_a_subset_keeps_rows_together(tmp_path):
     assert few.class_names == image_set.class_names and few.num_classes == 7
     assert image_set.subset(15, seed=1).ids == few.ids != image_set.subset(15, seed=2).ids
     assert image_set.subset(0, seed=1) is image_set.subset(n, seed=1) is image_set.subset(n + 1, seed=1) is image_set
-
-
-def test_a_subset_is_drawn_evenly(digits):
-    """Over 200 seeds each row is drawn about equally often: a hypergeometric count within five deviations."""
-    small = digits.subset(50, seed=0)
-    counts = np.zeros(50)
-    for seed in range(200):
-        counts[[small.ids.index(id) for id in small.subset(10, seed).ids]] += 1
-    assert abs(counts - 40).max() < 5 * np.sqrt(200 * 0.2 * 0.8)
 
 
 def painted(n=5, shape=(3, 6, 7), seed=0):

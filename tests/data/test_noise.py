@@ -98,7 +98,6 @@ def test_cifar100_goes_to_the_next_class_of_its_superclass():
         group = [names.index(name) for name in line.split()]  # alphabetical within the line, as the classes are
         expected |= {group[i]: group[(i + 1) % 5] for i in range(5)}
     assert len(expected) == 100 and expected[47] == 52 and expected[96] == 47  # maple > oak, willow > maple
-    assert noise.asymmetric_mapping("cifar100", 100) == expected
     np.testing.assert_allclose(
         noise.transition_matrix("asymmetric", 0.4, 100, mapping="cifar100"), flips(100, 0.4, expected)
     )
@@ -157,14 +156,6 @@ def test_instance_noise_equals_the_slow_reference(rate):
     assert given.tolist() == slow_instance(labels, rate, 5, images, 7)
 
 
-@pytest.mark.parametrize("rate", [0.3, 0.5])
-def test_instance_noise_has_the_nominal_rate(rate):
-    """0.3 and 0.5 lie three deviations from 0 and 1, where cutting the normal hardly moves its mean."""
-    labels = np.arange(N) % 10
-    given = noise.apply("instance", labels, rate, 10, seed=0, images=pictures(N))
-    assert abs(noise.effective_rate(labels, given) - rate) < 5 * np.sqrt(rate * (1 - rate) / N)
-
-
 def test_instance_noise_looks_at_the_image():
     """Copies of one image are mistaken for the same classes, another image of the same class for others."""
     a_or_b = np.arange(N) % 2
@@ -209,8 +200,8 @@ BAD = [
     (("unifrom", LABELS, 0.2, 3), {}, "unknown noise 'unifrom': did you mean 'uniform'?"),
     (("uniform", LABELS, 0.2, 2), {}, "row 2 has the label 2; labels run from 0 to 1"),
     (("none", np.array([0, 1, 1, -1]), 0.2, 2), {}, "row 3 has the label -1"),
-    (("transition", LABELS, 0.2, 3), {}, "needs a matrix"),
-    (("transition", LABELS, 0.2, 3), {"matrix": np.eye(2)}, "must be 3 x 3"),
+    (("transition", LABELS, 0.2, 3), {}, "needs a matrix of 3 x 3"),
+    (("transition", LABELS, 0.2, 3), {"matrix": np.eye(2)}, "needs a matrix of 3 x 3"),
     (("transition", LABELS, 0.2, 3), {"matrix": np.full((3, 3), 0.3)}, "sum to 1"),
     (("transition", LABELS, 0.2, 3), {"matrix": np.eye(3) * 2 - np.roll(np.eye(3), 1, 1)}, "probabilities"),
     (("human", LABELS, 0.2, 3), {}, "name it with the parameter `labels`"),

@@ -11,7 +11,6 @@ from expected import refused
 
 from ptglab.data import cache, parquet
 from ptglab.data.folders import scan
-from ptglab.errors import InputError
 
 BLOBS = [b"a", b"bc", None, b""]
 
@@ -58,16 +57,6 @@ def test_blocks_hold_every_wanted_row_once(tmp_path, monkeypatch, step):
     assert len(blocks) == {1: 5, 3: 5, 5: 4, 100: 2}[step]
 
 
-@pytest.mark.parametrize(
-    "kind", [pa.int8(), pa.uint16(), pa.int64(), pa.uint64(), pa.float16(), pa.float32(), pa.bool_()]
-)
-@pytest.mark.parametrize("gap", [False, True])
-def test_labels_of_any_kind_of_number(tmp_path, kind, gap):
-    array = pa.array([1, 0, 1, None if gap else 0]).cast(pa.float32()).cast(kind)
-    path = write(tmp_path / "x.parquet", BLOBS, label=array)
-    assert parquet.read([path], None)[0].tolist() == [1, 0, 1, -1 if gap else 0]
-
-
 @pytest.mark.parametrize("second", [{"label": [0, None, 1, 2]}, {}], ids=["gaps", "missing in one file"])
 def test_a_truth_with_gaps_is_none(tmp_path, second):
     paths = [write(tmp_path / "1.parquet", BLOBS, given=[0, 1, 1, 1], label=[0, 0, 1, 2])]
@@ -93,54 +82,16 @@ def test_class_names(tmp_path, features, expected):
 def test_a_column_of_numbers_is_not_one_of_classes(tmp_path):
     """It would make as many class names as the largest number."""
     path = write(tmp_path / "x.parquet", BLOBS, "{}", label=[1, 2, 3, 10**12])
-    refused("'label'", "holds 1000000000000", "one of labels?", call=parquet.read)([path], None)
+    refused("'label'", "holds 1000000000000", "a column of labels?", call=parquet.read)([path], None)
     path = write(tmp_path / "x.parquet", BLOBS, "{}", label=[1, 2, 3, 999])
     assert len(parquet.read([path], None)[2]) == 1000
-
-
-def outcome(call, *args):
-    """Return what `call` is refused with, "" if it is not."""
-    try:
-        call(*args)
-    except InputError as error:
-        return str(error)
-    return ""
-
-
-WIDE = pa.array([{f"field{i}": i for i in range(500)}])
-CHECKED = {
-    "both": dict(blobs=BLOBS, label=[0, 1, 1, 1], given=[1, 0, 1, 1]),
-    "given only": dict(blobs=BLOBS, given=[1, 0, 1, 1]),
-    "no labels": dict(blobs=BLOBS),
-    "text for an image": dict(image=pa.array(["a", "b"]), label=[0, 1]),
-    "bytes that are text": dict(image=pa.array([{"bytes": "a"}]), label=[0]),
-    "a type of many fields": dict(image=WIDE, label=[0]),
-}
-
-
-@pytest.mark.parametrize("case", CHECKED)
-@pytest.mark.parametrize("labels", [None, "given", "gven"])
-def test_a_check_refuses_what_reading_would(tmp_path, case, labels):
-    path = write(tmp_path / "x.parquet", **CHECKED[case])
-    found = outcome(parquet.check, path, labels)
-    assert found == outcome(parquet.read, [path], labels) and len(found) < 300
-    fine = {"both": [None, "given"], "given only": ["given"]}
-    assert (not found) == (labels in fine.get(case, []))
-
-
-@pytest.mark.parametrize("damage", ["missing", "empty", "no end", "other"])
-def test_a_check_of_a_damaged_file_is_one_line(tmp_path, damage):
-    path = write(tmp_path / "x.parquet", BLOBS, label=[0, 1, 1, 1])
-    left = {"empty": b"", "no end": path.read_bytes()[:-9], "other": b"id,label\n1,2\n", "missing": None}[damage]
-    path.unlink() if left is None else path.write_bytes(left)
-    refused(f"{path} is no readable parquet file: ", call=parquet.check)(path, None)
-    assert outcome(parquet.check, path, None) == outcome(parquet.read, [path], None)
 
 
 @pytest.mark.parametrize("name", ["né .parquet", "a\n%20#?.parquet", "\udcff.parquet"], ids=ascii)
 def test_any_name_of_a_file(tmp_path, name):
     path = write(tmp_path / name, BLOBS, label=[0, 1, 1, 1])
-    assert outcome(parquet.check, path, None) == outcome(read_all, [path]) == ""
+    parquet.check(path, None)
+    assert len(read_all([path])[0]) == 4
 
 
 def test_a_check_reads_no_rows(tmp_path):

@@ -45,17 +45,14 @@ class Case:
 
     @property
     def expected(self) -> str:
-        """Return "refused" or "audited"."""
         return "refused" if self.words else "audited"
 
     @property
     def readable(self) -> int:
-        """Return how many images have to be loaded."""
         return self.count()[0]
 
     @property
     def listed(self) -> int | None:
-        """Return how many have to be left out with a reason; None if that is not planted."""
         return self.count()[1]
 
 
@@ -63,17 +60,14 @@ CASES: list[Case] = []
 
 
 def label(name: str) -> str:
-    """Return the class of the file called `name`."""
     return CLASSES[zlib.crc32(os.fsencode(name)) % 3]
 
 
 def colour(name: str) -> tuple[int, int, int]:
-    """Return the one colour of the `good` file called `name`."""
     return tuple(zlib.crc32(os.fsencode(name) + b"!").to_bytes(4, "big")[:3])
 
 
 def pillow_reads(content: bytes) -> bool:
-    """Return whether Pillow alone, in one thread, reads the pixels of `content`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -85,7 +79,6 @@ def pillow_reads(content: bytes) -> bool:
 
 
 def escaped(name: str) -> str:
-    """Return `name` with the bytes that are no UTF-8 as text."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
@@ -93,7 +86,6 @@ def escaped(name: str) -> str:
 
 
 def saved(image: Image.Image, kind: str, **options) -> bytes:
-    """Return the file of `image` in the format `kind`."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -107,7 +99,6 @@ def noise(name: str, mode: str = "RGB", size: tuple[int, int] | None = None) -> 
 
 
 def plain(name: str, size: tuple[int, int] = (16, 16)) -> bytes:
-    """Return a PNG file of `colour(name)`."""
     return saved(Image.new("RGB", size, colour(name)), "PNG")
 
 
@@ -124,7 +115,6 @@ def good(number: int = 12) -> dict[str, Item]:
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    """Return a chunk of a PNG file."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
@@ -153,7 +143,6 @@ def truncated(kind: str, share: float) -> dict[str, Item]:
 
 
 def flipped(kind: str, bits: int, seed: int, mode: str = "RGB", **options) -> dict[str, Item]:
-    """Return six files with `bits` bits turned over."""
     files = {}
     for i in range(6):
         rng = np.random.default_rng([seed, i])
@@ -188,8 +177,6 @@ def _deep() -> np.ndarray:
 DEEP = {
     "grey16.png": lambda: saved(Image.fromarray(_deep()), "PNG"),
     "grey16.tif": lambda: saved(Image.fromarray(_deep()), "TIFF"),
-    "grey32.tif": lambda: saved(Image.fromarray(_deep().astype(np.int32) << 12), "TIFF"),
-    "float01.tif": lambda: saved(Image.fromarray(_deep().astype(np.float32) / 65535), "TIFF"),
     "nan.tif": lambda: saved(Image.fromarray(np.where(_deep() > 9999, np.nan, np.inf).astype(np.float32)), "TIFF"),
     "grey16.pgm": lambda: b"P5 8 8 65535\n" + bytes(128),
 }
@@ -197,16 +184,12 @@ MODES = {
     "cmyk.jpg": lambda: saved(noise("cmyk", "CMYK"), "JPEG"),
     "ycck.jpg": _ycck,
     "cmyk.tif": lambda: saved(noise("cmyk", "CMYK"), "TIFF"),
-    "lab.tif": lambda: saved(noise("lab", "LAB"), "TIFF"),
-    "ycc.tif": lambda: saved(noise("ycc", "YCbCr"), "TIFF"),
     "palette.png": lambda: saved(noise("p", "P"), "PNG"),
-    "palette one.png": lambda: saved(noise("p", "P"), "PNG", transparency=3),
     "palette each.png": lambda: saved(noise("p", "P"), "PNG", transparency=bytes(range(256))),
     "colour key.png": lambda: saved(noise("t"), "PNG", transparency=(1, 2, 3)),
     "la.png": lambda: saved(noise("la", "LA"), "PNG"),
     "bits.tif": lambda: saved(noise("1", "1"), "TIFF", compression="group4"),
     "alpha.png": lambda: saved(noise("a", "RGBA"), "PNG"),
-    "palette.gif": lambda: saved(noise("p", "P"), "GIF", transparency=5),
 }
 MOVING = {f"moving.{kind.lower()}": functools.partial(_frames, kind) for kind in ("GIF", "WEBP", "PNG")}
 MOVING |= {"many.tiff": lambda: _frames("TIFF"), "two.jpg": lambda: _frames("MPO")}
@@ -219,27 +202,21 @@ TURNED = {
 MISNAMED = {
     "really a png.jpg": lambda: plain("x"),
     "really a jpeg.PNG": lambda: saved(noise("x"), "JPEG"),
-    "UPPER.JPEG": lambda: saved(noise("y"), "JPEG"),
     "Really.TIFF": lambda: saved(noise("z"), "GIF"),
 }
 HARMLESS = {
     "bad profile.jpg": lambda: saved(noise("icc"), "JPEG", icc_profile=b"no profile"),
-    "bad profile.png": lambda: saved(noise("icc"), "PNG", icc_profile=b"\0" * 40),
     "cut exif.jpg": lambda: saved(noise("exif"), "JPEG", exif=_exif(6)[:14]),
     "bad exif.jpg": lambda: saved(noise("exif"), "JPEG", exif=b"Exif\0\0" + bytes(range(200))),
     "bad exif.png": lambda: saved(noise("exif"), "PNG", exif=b"MM\0*\xff\xff\xff\xff"),
-    "bad exif.webp": lambda: saved(noise("exif"), "WEBP", exif=b"II*\0\x08\0\0\0\xff\xff"),
     "bad name of a profile.png": lambda: png(8, 8, chunk(b"tEXt", b"Raw profile type exif\0no hex\n\n\nzz")),
 }
 NOT_IMAGES = {
     "empty.png": b"",
-    "empty.jpg": b"",
     "a text.png": b"this is a text",
-    "a drawing.png": b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>",
     "a program.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n",
     "zeros.bmp": bytes(512),
     "only a mark.png": b"\x89PNG\r\n\x1a\n",
-    "only a mark.jpg": b"\xff\xd8\xff\xe0",
     "no size.png": png(0, 8),
     "a number.pgm": b"P5 8 8 \x1b[31m255\n",
     "a long number.ppm": b"P6 " + b"9" * 4000,
@@ -248,7 +225,6 @@ BOMBS = {
     "wide and high.png": lambda: png(60_000, 60_000, rows=b""),
     "ninety million.png": lambda: png(9_500, 9_500, rows=b""),
     "four billion.gif": lambda: b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b",",
-    "texts.png": lambda: png(8, 8, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 25)))),
     "profile.png": lambda: png(8, 8, chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1 << 25)))),
     "thin.png": lambda: png(1, 70_000),
     "long.png": lambda: png(70_000, 1),
@@ -258,7 +234,6 @@ SIZES = {
     "dot.png": lambda: png(1, 1),
     "tall.png": lambda: png(1, 3000),
     "longest.png": lambda: png(65_535, 1),
-    "dot.jpg": lambda: saved(Image.new("RGB", (1, 1)), "JPEG"),
 }
 NAMES = [
     "a b  c.png", " before.png", "after .png", "it's.png", 'a "quote".png', "a,comma.png", "semi;colon.png",
@@ -271,30 +246,21 @@ NAMES = [
 ]  # fmt: skip
 HIDDEN = {
     ".DS_Store": b"\0\0\0\1Bud1",
-    "Thumbs.db": b"\xd0\xcf\x11\xe0",
-    "desktop.ini": b"[.ShellClassInfo]",
     "._good.png": b"\0\5\x16\7",
     ".hidden.png": b"",
     "notes.txt": b"no image",
-    "clip.mp4": b"\0\0\0 ftyp",
     "no suffix": b"",
-    "png": b"",
 }
 SPECIAL = {
     "pipe.png": (os.mkfifo, LISTED),
     "pipe": (os.mkfifo, IGNORED),
     "socket.jpg": (lambda path: os.mknod(path, stat.S_IFSOCK | 0o600), LISTED),
     "nowhere.png": (lambda path: path.symlink_to("nothing.png"), LISTED),
-    "itself.png": (lambda path: path.symlink_to(path.name), LISTED),
     "to and.png": (lambda path: path.symlink_to("fro.png"), LISTED),
     "fro.png": (lambda path: path.symlink_to("to and.png"), LISTED),
     "device.png": (lambda path: path.symlink_to("/dev/zero"), LISTED),
-    "passwords.png": (lambda path: path.symlink_to("/etc/passwd"), LISTED),
     "parent": (lambda path: path.symlink_to("..", target_is_directory=True), LISTED),
-    "root": (lambda path: path.symlink_to("/", target_is_directory=True), LISTED),
-    "root.png": (lambda path: path.symlink_to("/", target_is_directory=True), LISTED),
     "a folder.png": (lambda path: path.mkdir(), IGNORED),
-    "nothing": (lambda path: path.symlink_to("nothing"), IGNORED),
 }
 
 
@@ -347,7 +313,6 @@ Tree = dict[str, bytes | Callable[[Path], None]]
 
 
 def plant(folder: Path, tree: Tree) -> None:
-    """Make everything in `tree` below `folder`."""
     for name, content in tree.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -355,12 +320,10 @@ def plant(folder: Path, tree: Tree) -> None:
 
 
 def in_classes(files: dict[str, Item], inside: str = "") -> Tree:
-    """One folder a class."""
     return {f"{inside}{label(name)}/{name}": content for name, (content, _) in files.items()}
 
 
 def table(rows: list[tuple], delimiter: str = ",", end: str = "\r\n", encoding: str = "utf-8") -> bytes:
-    """Return a CSV of `rows`."""
     text = io.StringIO(newline="")
     csv.writer(text, delimiter=delimiter, lineterminator=end).writerows(rows)
     return text.getvalue().encode(encoding)
@@ -374,7 +337,6 @@ def beside_csv(files: dict[str, Item], inside: str = "", **options) -> Tree:
 
 
 def in_splits(files: dict[str, Item]) -> Tree:
-    """A folder train beside a folder test."""
     return in_classes(files, "train/") | in_classes(good(3), "test/")
 
 
@@ -452,42 +414,20 @@ DOT = plain("x")
 
 refuse("an empty folder", {}, "holds no images", ".png")
 refuse("a folder of a name with line ends", {"a\nb": FOLDER}, r"a\nb", "holds no images", source="a\nb")
-refuse("classes of texts", {"cat/a.txt": b"a", "dog/b.md": b"b"}, "holds no images")
-refuse("only a folder of an archiver", in_classes(good(), "__MACOSX/"), "holds no images")
 refuse("no classes", FLAT, "has no labels", "id,label")
 refuse("a source with a name too long", {}, "no such file or folder", source="x" * 5000)
 refuse("a source with a NUL", {}, "no such file or folder", r"\x00", source="a\0b")
-refuse("a pipe as source", {"pipe": PIPE}, "neither a folder nor a .parquet file", source="pipe")
 refuse("a pipe called .parquet", {"x.parquet": PIPE}, "neither a folder nor a .parquet file", source="x.parquet")
-refuse("an image as source", {"a.png": DOT}, "neither a folder nor a .parquet file", source="a.png")
-refuse("a source that is a link to itself", {"loop": link("loop")}, "no such file or folder", source="loop")
-refuse("links out of the folder alone", {"x.png": DOT, "in/cat/a.png": link("../../x.png"), "in/dog/b.png":
-       link("../../x.png")}, "holds no images", "2 left out", "link out of the folder", source="in")  # fmt: skip
-refuse("no image of 3,000 can be read", {f"{CLASSES[i % 3]}/{i}.png": b"" for i in range(3000)},
-       "none of the 3000 images can be read", "it is empty")  # fmt: skip
-refuse("a column without a CSV", CLASSED, "no label column 'given'", "no CSV", labels="given")
 refuse("an empty train beside test", in_classes(good(), "test/") | {"train": FOLDER}, "train holds no images")
-refuse("train and test without classes", {"train/a.png": DOT, "test/b.png": DOT}, "train has no labels")
 
 accept("one class", flat(good(), "cat/"), 12, classes=1)
-accept("one image", {"cat/good.png": plain("good.png")}, 1, classes=1)
-accept("two images of two classes", {f"{i}/good{i}.png": plain(f"good{i}.png") for i in (1, 2)}, 2, classes=2)
-accept("a class an image", {f"class {i}/a.png": DOT for i in range(24)}, 24, classes=24)
-accept("empty classes beside full ones", CLASSED | {"ant": FOLDER, "bee/x/y": lambda p: p.mkdir()}, 12)
 accept("strays outside the classes", CLASSED | {"stray.png": DOT, "another.jpg": b""}, 12, 2)
-accept("classes nested deep", {f"{label(n)}/{'deeper/' * 40}{n}": c for n, c in FLAT.items()}, 12)
 accept("hidden folders and what archives leave", CLASSED | {"._labels.csv": b"\0\5\x16\7"} | {
     f"{junk}/x.png": DOT for junk in (".git", ".ipynb_checkpoints", "__MACOSX", "cat/.small", "cat/@eaDir")
 }, 12)  # fmt: skip
-accept("only train", in_classes(good(), "train/"), 12)
 accept("train and a test without classes", in_classes(good(), "train/") | {"test/x.png": DOT}, 12)
 accept("train and a damaged test", in_classes(good(), "train/") | {"test/l.csv": b"\xff", "test/a/x.png": PIPE}, 12)
 accept("train is a class", {f"{'train' if label(n) == 'cat' else label(n)}/{n}": c for n, c in FLAT.items()}, 12)
-accept("train is a link to its folder", CLASSED | {"train": link(".")}, 12, 1)
-accept("classes that are links", CLASSED | {"lynx": link("cat"), "lion": link("/etc")}, 12, 2)
-accept("images that are links within the folder", CLASSED | {
-    f"{c}/linked.png": link(f"../{label(FIRST)}/{FIRST}") for c in CLASSES}, 15)  # fmt: skip
-accept("the source is a link", in_classes(good(), "real/") | {"link": link("real")}, 12, source="link")
 ODD = "a 'b' \"c\" \n\t 猫 <i> \udcff"
 accept("a source with odd letters", in_classes(good(), f"{ODD}/"), 12, source=ODD)
 ODD_CLASSES = ["<b onload=alert(1)>", "a\nb", "a\tb", "a,b", 'a "b"', " a", "-a", "猫", "صورة", "\u202ea", "😀",
@@ -495,7 +435,6 @@ ODD_CLASSES = ["<b onload=alert(1)>", "a\nb", "a\tb", "a,b", 'a "b"', " a", "-a"
 for _odd in ODD_CLASSES:
     accept(f"a class called {_odd!a}", CLASSED | {f"{_odd}/{i}.png": DOT for i in range(4)}, 16, classes=4)
 accept("two classes alike once printed", CLASSED | {"\udcff/a.png": DOT, "\\xff/a.png": DOT}, 14, classes=5)
-accept("two images alike once printed", CLASSED | {"cat/\udcff.png": DOT, "cat/\\xff.png": DOT}, 14)
 accept("classes of many digits", {f"{10 ** (50 * (i % 5))}/{i}.png": DOT for i in range(15)}, 15, classes=5)
 
 # ---- CSVs, beside 12 good images
@@ -503,21 +442,17 @@ accept("classes of many digits", {f"{10 ** (50 * (i % 5))}/{i}.png": DOT for i i
 BAD_TABLES = {  # name: (content, words)
     "is empty": (b"", ("labels.csv has no column 'id'", "none", "first line")),
     "has only a header": (b"id,label\n", ("labels none of the images", "relative to the folder", "good")),
-    "has no header": (table(rows()), ("no column 'id'", "first line")),
     "has another label": (table([("id", "lable"), *rows()]), ("'label'", "did you mean 'lable'")),
-    "has ids alone": (table([("id",), *rows(str)]), ("'label'", "none")),
     "has two columns label": (b"id,label,label\na,b,c\n", ("two columns 'label'",)),
-    "has nothing but ids that climb": (b"id,label\n../good0.png,cat\n/etc/passwd,cat\n", ("labels none of the",)),
-    "is in latin-1": ("id,label\ngood0.png,né\n".encode("latin-1"), ("no UTF-8 CSV", "byte 20", "save it as UTF-8")),
+    "is in latin-1": (
+        "id,label\ngood0.png,né\n".encode("latin-1"),
+        ("no UTF-8 CSV", "position 20", "save it as UTF-8"),
+    ),
     "is in UTF-16 without mark": ("id,label\n".encode("utf-16-le"), ("no UTF-8 CSV", "NUL", "save it as UTF-8")),
     "has NULs": (b"id,label\n" + bytes(99), ("no UTF-8 CSV", "NUL")),
-    "is an image": (DOT, ("no UTF-8 CSV",)),
-    "has an open quote": (table([HEADER, *rows()]) + b'"a.png,cat\nb.png,dog\n', ("no UTF-8 CSV", "quote left open")),
+    "has an open quote": (table([HEADER, *rows()]) + b'"a.png,cat\nb.png,dog\n', ("no UTF-8 CSV", "close every quote")),
     "has a huge field": (b"id,label\ngood0.png," + b"x" * 200_000, ("no UTF-8 CSV", "field limit")),
     "has no label": (table([HEADER, *rows(str, lambda name: " ")]), ("labels none of the images",)),
-    "has lines too long throughout": (table([HEADER, *rows(str, label, label)]), ("labels none of the images",)),
-    "has very many columns": (table([("id", *range(100_000))]), ("unknown label column", "'label'")),
-    "has colons": (table([HEADER, *rows()], ":"), ("no column 'id'", "id:label")),
 }
 for _name, (_content, _words) in BAD_TABLES.items():
     refuse(f"a CSV that {_name}", FLAT | {"labels.csv": _content}, "labels.csv", *_words)
@@ -525,17 +460,12 @@ for _name, (_content, _words) in BAD_TABLES.items():
 GOOD_TABLES = {  # name: (rows below the header, how many images are read, how many ids are listed)
     "lists what is not there": ([*rows(), ("z.png", "cat"), ("y.png", "dog")], 12, 2),
     "contradicts itself": ([*rows(), (FIRST, "another")], 11, 1),
-    "lists less than there is": (rows()[:9], 9, 3),
     "has empty labels": (rows()[:10] + rows(str, lambda name: "")[10:], 10, 2),
     "has short lines": (rows()[:10] + rows(str)[10:], 10, 2),
     "has long lines": (rows()[:10] + rows(str, label, label)[10:], 10, 2),
-    "has empty lines": ([row for pair in rows() for row in (pair, ())], 12, 0),
-    "names a label without an id": ([*rows(), ("", "cat")], 12, 1),
     "has spaces around": (rows(" {}\t".format, lambda name: f"  {label(name)} "), 12, 0),
     "has ids of lines and escapes": ([*rows(), ("a\nb", "cat"), ("\x1b[31m", "dog")], 12, 2),
     "has ids that climb": ([*rows(), ("../good0.png", "cat"), ("/etc/passwd", "x"), ("C:\\a.png", "x")], 12, 3),
-    "has labels of lines": (rows(str, lambda name: f"{label(name)}\n\x1b"), 12, 0),
-    "has whole numbers": (rows(str, lambda name: CLASSES.index(label(name))), 12, 0),
     "has numbers with a point": (rows(str, lambda name: f"{CLASSES.index(label(name))}.0"), 12, 0),
     "has numbers of 5,000 digits": (rows(str, lambda name: f"{CLASSES.index(label(name)) + 1}" * 5000), 12, 0),
 }
@@ -549,17 +479,10 @@ for _encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):
 
 LISTED_ALL = table([HEADER, *rows()])
 WINDOWS = table([HEADER, *rows(lambda name: f"{label(name)}\\{name}", label)])
-ACCENTS = table([HEADER, *rows(), ("U\u0308b.png", "cat"), ("\xe9.png", "dog")])
-GIVEN = table([("given", "id", "label"), *rows(label, str, label)])
-accept("a CSV of a given and a true column", FLAT | {"labels.csv": GIVEN}, 12, labels="given")
 accept("a CSV with the separators of Windows", CLASSED | {"labels.csv": WINDOWS}, 12)
-accept("a CSV with accents otherwise", FLAT | {"labels.csv": ACCENTS, "\xdcb.png": DOT, "e\u0301.png": DOT}, 14)
 accept("a CSV of an odd name", FLAT | {"a\n\x1b\udcff.csv": table([HEADER, *rows()[:9]])}, 9, 3)
 accept("a folder called .csv", FLAT | {"labels.csv": LISTED_ALL, "more.csv": FOLDER}, 12)
-accept("CSVs in classes, and hidden ones", CLASSED | {"cat/notes.csv": b"a,b\n", ".labels.csv": b"a,b\n"}, 12)
 refuse("two CSVs", FLAT | {"a.csv": LISTED_ALL, "b.csv": LISTED_ALL}, "2 CSV files", "there should be one")
-refuse("a CSV of notes beside classes", CLASSED | {"notes.csv": b"by,on\nme,today\n"}, "notes.csv has no column 'id'")
-refuse("a pipe called .csv", FLAT | {"labels.csv": PIPE}, "labels.csv is no file of that folder")
 refuse("a CSV that is a link to nothing", FLAT | {"labels.csv": link("none")}, "labels.csv is no file of that folder")
 refuse("a CSV that is a link out of the folder", flat(good(), "in/") | {"labels.csv": LISTED_ALL, "in/labels.csv":
        link("../labels.csv")}, "labels.csv is no file of that folder", "put a copy", source="in")  # fmt: skip
@@ -584,14 +507,9 @@ WHOLE = parquet(label=NUMBERS)
 UNREADABLE = "no readable parquet file"
 BAD_COLUMNS = {  # name: (the labels, words)
     "too large": ([3, *NUMBERS[1:]], ("row 0", "holds 3", "from 0 to 2")),
-    "negative": ([*NUMBERS[:11], -1], ("row 11", "holds -1", "whole numbers from 0")),
     "fractions": ([0.5, *NUMBERS[1:]], ("row 0", "holds 0.5", "whole numbers from 0")),
-    "infinite": ([*NUMBERS[:11], float("inf")], ("row 11", "holds inf")),
     "texts": ([CLASSES[i] for i in NUMBERS], ("holds string", "whole numbers from 0")),
-    "lists": ([[i] for i in NUMBERS], ("holds list", "whole numbers from 0")),
-    "days": (pa.array(NUMBERS, pa.int32()).cast(pa.date32()), ("holds date32",)),
     "a dictionary of texts": (pa.array([CLASSES[i] for i in NUMBERS]).dictionary_encode(), ("holds dictionary",)),
-    "nothing": (pa.nulls(12), ("holds null",)),
     "missing throughout": (pa.array([None] * 12, pa.int64()), ("no label in any",)),
     "beyond 64 bits": (pa.array([2**64 - 1] * 12, pa.uint64()), ("row 0", "whole numbers from 0")),
 }
@@ -599,23 +517,22 @@ for _name, (_labels, _words) in BAD_COLUMNS.items():
     refuse(f"parquet labels that are {_name}", {"x.parquet": parquet(label=_labels)}, "x.parquet", "'label'", *_words,
            source="x.parquet")  # fmt: skip
 GOOD_COLUMNS = {  # name: (the labels, how many are missing, how many classes there are)
-    "bytes": (pa.array(NUMBERS, pa.int8()), 0, 3),
     "floats": (pa.array(NUMBERS, pa.float64()), 0, 3),
     "booleans": ([i > 0 for i in NUMBERS], 0, 2),
     "missing": ([None, None, *NUMBERS[2:]], 2, 3),
-    "missing booleans": ([None, *(i > 0 for i in NUMBERS[1:])], 1, 2),
-    "not a number": ([float("nan"), None, float("nan"), *NUMBERS[3:]], 3, 3),
 }
 for _name, (_labels, _missing, _number) in GOOD_COLUMNS.items():
     accept(f"parquet labels that are {_name}", {"x.parquet": parquet(label=_labels)}, 12 - _missing, _missing, _number,
            source="x.parquet")  # fmt: skip
 BAD_FILES = {  # name: (content, words)
     "empty": (b"", (UNREADABLE,)),
-    "a text": (b"id,label\n" * 99, (UNREADABLE,)),
     **{f"cut at {share:.0%}": (WHOLE[: int(share * len(WHOLE))], (UNREADABLE,)) for share in (0.1, 0.5, 0.9, 0.99)},
     "without rows": (parquet([], label=pa.array([], pa.int64())), ("has no rows",)),
     "with another label": (parquet(labels=NUMBERS), ("did you mean 'labels'",)),
-    "with numbers of articles": (parquet(metadata="", label=[8 * 10**9 + i for i in NUMBERS]), ("one of labels?",)),
+    "with numbers of articles": (
+        parquet(metadata="", label=[8 * 10**9 + i for i in NUMBERS]),
+        ("a column of labels?",),
+    ),
     "without a readable image": (parquet([None, b"", b"no"], label=[0, 1, 2]), ("none of the 3", "it is empty")),
 }
 for _kind, _cell in {"paths": "a.png", "bytes": b"a", "texts": {"bytes": "a"}, "nameless": {"path": "a"}, "lists": [1],
@@ -635,4 +552,3 @@ accept("parquet in a folder of a partition", {"label=7/\udcff.parquet": WHOLE}, 
 accept("a pipe, a folder and hidden files beside parquet", {"train.parquet": WHOLE, "train-1.parquet": PIPE,
        "train-2.parquet": FOLDER, "._train.parquet": b"x", ".cache/train-3.parquet": b"x"}, 12)  # fmt: skip
 refuse("parquet damaged in one of two", {"train-0.parquet": WHOLE, "train-1.parquet": b"PAR1"}, "train-1", UNREADABLE)
-refuse("parquet of no split", {"embeddings.parquet": WHOLE}, "holds no images")
