@@ -198,7 +198,7 @@ def test_read_only(fault, run, monkeypatch):
     monkeypatch.setattr(os, "replace", read_only)
     refused(f"cannot write {run.path}: {line}", call=run.save_results)([{"seed": 2}])
     monkeypatch.setattr(Path, "mkdir", read_only)
-    refused(f"cannot write the run folder {run.path}", "Read-only", call=runs.start)(run.path, seed=0)
+    refused(f"cannot write {run.path}: {line}", call=runs.start)(run.path, seed=0)
     refused(f"cannot write {run.path / 'stage'}: {line}", call=run.stage)("stage")
     assert run.results()["seed"].tolist() == [1]
 
@@ -208,7 +208,7 @@ def test_a_file_in_the_way(fault, run, tmp_path):
     (run.path / "stage").write_text("")
     refused(f"cannot write {run.path / 'stage'}: a file stands where a folder should", call=run.stage)("stage")
     (tmp_path / "file").write_text("")
-    refused(f"cannot write the run folder {tmp_path / 'file'}", call=runs.start)(tmp_path / "file")
+    refused(f"cannot write {tmp_path / 'file'}: a file stands", call=runs.start)(tmp_path / "file")
 
 
 # ---- damaged files

@@ -96,7 +96,7 @@ def test_what_a_killed_process_left_half_written_goes(run):
 def test_folders_without_a_run_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        refused(f"cannot write the run folder {path}", call=runs.start)(path, epochs=3)
+        refused(f"cannot write {path}: a file stands", call=runs.start)(path, epochs=3)
     refused(f"no run at {tmp_path}", call=lambda: runs.Run(tmp_path).params)()
     refused(f"no results in {tmp_path}", call=runs.Run(tmp_path).results)()
 

@@ -337,8 +337,9 @@ def test_a_sweep_that_is_not_there_is_refused(tmp_path):
     [
         ({"widht": "4"}, ["'widht'", "did you mean 'width'"]),
         ({"width": "four"}, ["'width'", "'four'", "type int"]),
-        ({"width": "[4, 8]"}, ["'width'", "type int"]),
-        ({"width": ""}, ["'width'", "type int"]),
+        ({"width": "[4, 8]"}, ["parameters.width", "must be a number"]),
+        ({"width": ""}, ["parameters.width", "must be a number"]),
+        ({"seed": "[]"}, ["parameters.seed", "one or more"]),
         ({"width": "[4"}, ["cannot be read as YAML"]),
         ({"dataset": "digist"}, ["unknown dataset 'digist'", "did you mean 'digits'"]),
         ({"run_dir": "a"}, ["run_dir is the sweep's to choose"]),
@@ -406,11 +407,11 @@ def test_no_parameter_leads_a_cell_out_of_the_sweep(write, value):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ([("grids", [])], ["no grids"]),
-        ([(*LAST, "seed", [])], ["grid 2 is empty", "'seed'"]),
+        ([("grids", [])], ["grids", "at least 1"]),
+        ([(*LAST, "seed", [])], ["grids.2.parameters.seed", "one or more"]),
         ([(*LAST, "seed", [0, 1, 0])], ["two cells of the sweep are the same", "cells/simclr-"]),
         ([(*LAST, "noise_rate", [1, 0.5, 1.0])], ["two cells of the sweep are the same"]),
-        ([("stages", "simclr", "parameters", "method", ["simclr"])], ["a list for 'method'"]),
+        ([("stages", "simclr", "parameters", "method", ["simclr"])], ["stages.simclr.parameters.method", "must be"]),
         ([("stages", "other", {"notebook": "02_pretrain", "parameters": {"epohcs": 3}})], ["'epohcs'"]),
         ([("stages", "other", {"notebook": "02_pretrain", "parameters": {"method": "simclear"}})], ["'simclear'"]),
         ([("parameters", "run_dir", "a")], ["run_dir is the sweep's to choose"]),
