@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from ptglab.errors import InputError
 from ptglab.text import escape_formula, unescape_formula
@@ -26,6 +26,7 @@ REFUSALS = {  # what a person can mend, in their words
     errno.EDQUOT: f"your share of the disk is used up; make room and {GO_ON}",
     errno.EFBIG: f"a file would be larger than is allowed there; raise the limit and {GO_ON}",
     errno.EROFS: "it can only be read; give a folder that can be written",
+    errno.ENAMETOOLONG: "the name is too long; give a shorter one",
     **dict.fromkeys((errno.EACCES, errno.EPERM), "Permission denied; give another folder, or change its permissions"),
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file stands where a folder should; delete it, or give another"),
 }
@@ -61,8 +62,7 @@ def write_csv(path: Path, table: "pd.DataFrame") -> None:
 
     `read_csv` reads it back, and so does `text.unescape_formula` of what `csv` reads.
     """
-    texts = table.select_dtypes(exclude="number").columns
-    safe = table.assign(**{c: [escape_formula(v) if isinstance(v, str) else v for v in table[c]] for c in texts})
+    safe = table.map(lambda value: escape_formula(value) if isinstance(value, str) else value)
     options = {"index": False, "quoting": csv.QUOTE_NONNUMERIC, "encoding": "utf-8", "errors": "backslashreplace"}
     write(path, lambda temporary: safe.to_csv(temporary, lineterminator="\n", **options))
 
@@ -72,22 +72,17 @@ def read_csv(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     table = pd.read_csv(path, dtype={"commit": str})  # a commit may be all digits
-    texts = table.select_dtypes(exclude=["number", "bool"]).columns
-    return table.assign(**{c: [unescape_formula(v) if isinstance(v, str) else v for v in table[c]] for c in texts})
+    return table.map(lambda value: unescape_formula(value) if isinstance(value, str) else value)
 
 
 @contextmanager
 def writing(folder: str | Path) -> Iterator[None]:
-    """Raise InputError for the system's errors in the block that a person can mend; they concern `folder`.
-
-    The messages of safetensors are read as well: they hold the number of the system's error.
-    """
+    """Raise InputError for the system's errors in the block that a person can mend; they concern `folder`."""
     try:
         yield
     except Exception as error:
-        number = getattr(error, "errno", None)
-        if number is None and (said := re.search(r"\(os error (\d+)\)", str(error))):
-            number = int(said[1])
+        said = re.search(r"\(os error (\d+)\)", str(error))  # as safetensors writes it
+        number = int(said[1]) if said else getattr(error, "errno", None)
         if number not in REFUSALS:
             raise
         raise InputError(f"cannot write {folder}: {REFUSALS[number]}") from None
@@ -113,30 +108,17 @@ def drop_torn(folder: Path) -> None:
             path.unlink()
 
 
-def lock(folder: Path, what: str, patience: float = 0.0) -> AbstractContextManager:
+def lock(folder: Path, what: str, patience: float = 0.0, shared: bool = False) -> AbstractContextManager:
     """Lock `folder` now, until the `with` block around what is returned ends, or this process.
 
-    Raises InputError, naming the holder, if another `what` (also of this process) holds it for longer than `patience`
-    seconds. Where the file system has no locks, the folder is not locked.
+    Raises InputError, naming the holder, if another `what` (also of this process, unless it is `shared` there) holds it
+    for longer than `patience` seconds. Where the file system has no locks, the folder is not locked.
     """
-    return _acquire(FileLock(folder / ".lock", thread_local=False, fallback_to_soft=False), what, patience)
-
-
-def hold(folder: Path, what: str) -> BaseFileLock:
-    """Lock `folder` for as long as what is returned is kept; the same process may hold it several times.
-
-    Raises InputError if another process holds it for longer than PATIENCE.
-    """
-    held = FileLock(folder / ".lock", thread_local=False, fallback_to_soft=False, is_singleton=True)
+    held = FileLock(folder / ".lock", thread_local=False, fallback_to_soft=False, is_singleton=shared)
+    holder = folder / ".lock.txt"  # beside the lock itself, which may be truncated
     if held.is_locked and not Path(held.lock_file).exists():  # the folder was deleted and made anew
         held.release(force=True)
-    _acquire(held, what, PATIENCE)
-    return held
-
-
-def _acquire(held: BaseFileLock, what: str, patience: float) -> AbstractContextManager:
-    holder = Path(f"{held.lock_file}.txt")  # beside the lock itself, which may be truncated
-    with writing(folder := holder.parent):
+    with writing(folder):
         try:
             locked = held.acquire(timeout=patience)
         except Timeout:
@@ -149,6 +131,14 @@ def _acquire(held: BaseFileLock, what: str, patience: float) -> AbstractContextM
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
     return locked
+
+
+def hold(folder: Path, what: str) -> AbstractContextManager:
+    """Lock `folder` for as long as what is returned is kept; the same process may hold it several times.
+
+    Raises InputError if another process holds it for longer than PATIENCE.
+    """
+    return lock(folder, what, PATIENCE, shared=True)
 
 
 def _flush(path: Path) -> None:

@@ -35,19 +35,6 @@ def test_a_write_that_fails_half_way_leaves_what_was_there(tmp_path, before):
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == ([("file.txt", "old")] if before else [])
 
 
-def test_a_write_goes_to_a_file_beside_and_takes_its_place(tmp_path):
-    path, seen = tmp_path / "file.txt", []
-    path.write_text("old")
-
-    def save(temporary):
-        temporary.write_text("new")
-        seen.append((temporary.parent == tmp_path, path.read_text()))
-
-    files.write(path, save)
-    assert seen == [(True, "old")]
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file.txt", "new")]
-
-
 def test_a_write_is_flushed_before_it_takes_its_place(tmp_path, monkeypatch):
     """First the content, then the entry in the folder: a power cut leaves the old file or the new one."""
     order = []
@@ -110,17 +97,6 @@ def test_a_table_comes_back_as_it_was(tmp_path):
         '"epoch","accuracy","recipe"', '0,0.30000000000000004,"né, plain"', '1,"","\'=1+1"']  # fmt: skip
     back = files.read_csv(tmp_path / "a.csv")
     pd.testing.assert_frame_equal(back, table.reset_index(drop=True), check_exact=True, check_dtype=False)
-
-
-def test_a_table_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
-    def torn(table, path, **options):
-        path.write_text("epoch,accu")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    files.write_csv(tmp_path / "a.csv", pd.DataFrame({"epoch": [1]}))
-    monkeypatch.setattr(pd.DataFrame, "to_csv", torn)
-    refused(f"cannot write {tmp_path}: the disk is full", call=files.write_csv)(tmp_path / "a.csv", pd.DataFrame())
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.csv", '"epoch"\n1\n')]
 
 
 # ---- locks

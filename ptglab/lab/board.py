@@ -47,6 +47,5 @@ def duration(seconds: float) -> str:
     """Return seconds as a person would say them; "unknown" for NaN."""
     if math.isnan(seconds):
         return "unknown"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
+    hours, minutes, rest = round(seconds) // 3600, round(seconds) // 60 % 60, round(seconds) % 60
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

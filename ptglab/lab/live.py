@@ -37,24 +37,18 @@ def watch(title: str, epochs: int, before: Sequence[dict] = ()) -> Iterator[Call
     before: the records of an earlier part of the same run. JupyterLab shows a bar, growing curves of everything that a
     record holds, and a button that interrupts the kernel. Elsewhere there is a progress bar of text.
     """
-    if interactive():
-        with _panel(title, epochs, list(before)) as show:
-            yield show
-    else:
+    if not interactive():
         with tqdm(total=epochs, desc=title, unit=" epochs", mininterval=1) as bar:
             yield lambda record: bar.update(record["epoch"] - bar.n)
-
-
-@contextmanager
-def _panel(title: str, epochs: int, records: list[dict]) -> Iterator[Callable[[dict], None]]:
-    """Show bar, button and curves. A click arrives while the cell runs: in a subshell, another thread of the kernel."""
+        return
     import ipywidgets
     from comm import get_comm_manager
     from comm.base_comm import BaseComm
     from IPython.display import HTML, display
+    from tqdm import notebook
 
     class Heard(BaseComm):
-        """A widget's comm whose messages arrive in the subshell that they were sent to.
+        """A widget's comm whose messages arrive where they were sent to: in a subshell, another thread of the kernel.
 
         ipykernel (7.4) delivers those of its own comms where they last sent from: here the main shell, which is busy.
         """
@@ -62,53 +56,44 @@ def _panel(title: str, epochs: int, records: list[dict]) -> Iterator[Callable[[d
         def publish_msg(self, *args, **kwargs):
             own.publish_msg(*args, **kwargs)
 
-    bar = ipywidgets.IntProgress(value=0, min=0, max=epochs, layout={"width": "14em"})
-    line = ipywidgets.Label(f"{title}: the first epoch")
     button = ipywidgets.Button(description="Stop", icon="stop", tooltip="Stop here, as interrupting the kernel does. "
                                "The last whole epoch is kept; run the cell again to go on from it.")  # fmt: skip
     own = button.comm
     button.comm = Heard(comm_id=own.comm_id, primary=False)
     get_comm_manager().register_comm(button.comm)
-    display(ipywidgets.HBox([button.add_class("ptglab-stop"), bar, line]).add_class("ptglab-live"))
-    canvas = display(HTML(""), display_id=True)
-    began, due, known = time.monotonic(), 0.0, len(records)
+    records = list(before)
+    bar = notebook.tqdm(total=epochs, initial=len(records), desc=title, unit=" epochs", display=False)
+    display(ipywidgets.HBox([button, bar.container]))
+    canvas, due = display(HTML(""), display_id=True), 0.0
 
     def stop(_) -> None:
         if not button.disabled:
-            button.disabled, line.value = True, f"{title}: stopping"
+            button.disabled = True
             signal.raise_signal(signal.SIGINT)
 
-    def draw() -> None:
-        nonlocal due
-        start = time.monotonic()
-        canvas.update(HTML(picture(title, epochs, records)))
-        due = time.monotonic() + max(BETWEEN, 8 * (time.monotonic() - start))
-
     def show(record: dict) -> None:
+        nonlocal due
         records[:] = [r for r in records if r["epoch"] < record["epoch"]] + [record]  # an epoch may be repeated
-        if time.monotonic() >= due or record["epoch"] >= epochs:
-            left = (epochs - len(records)) * (time.monotonic() - began) / max(1, len(records) - known)
-            bar.value, line.value = record["epoch"], f"{described(title, epochs, record)}; about {left:.0f} s left"
-            draw()
+        bar.set_postfix_str(described(record), refresh=False)
+        bar.update(record["epoch"] - bar.n)
+        if (start := time.monotonic()) >= due:
+            canvas.update(HTML(picture(title, epochs, records)))
+            due = time.monotonic() + max(BETWEEN, 8 * (time.monotonic() - start))
 
     button.on_click(stop)
     try:
         yield show
     finally:
-        stopped, button.disabled, button.layout.display = button.disabled, True, "none"
-        bar.bar_style = "warning" if stopped or bar.value < epochs else "success"
+        button.disabled, button.layout.display = True, "none"
+        bar.close()
         if records:
-            line.value = described(title, epochs, records[-1]) + ("; stopped" if bar.value < epochs else "")
-            draw()
+            canvas.update(HTML(picture(title, epochs, records)))
 
 
-def described(title: str, epochs: int, record: dict) -> str:
-    """Return a record in words: "pre-train simclr: epoch 3 of 40, loss 1.234, knn accuracy 81.2 %"."""
-    words = [f"{title}: epoch {record['epoch']} of {epochs}"]
-    for name in (name for name in record if name not in NO_CURVES):
-        value = f"{100 * record[name]:.1f} %" if "accuracy" in name else f"{record[name]:.4g}"
-        words.append(f"{name.replace('_', ' ')} {value}")
-    return ", ".join(words)
+def described(record: dict) -> str:
+    """Return what was measured in an epoch in words: "loss 1.234, knn accuracy 81.2 %"."""
+    shown = {name.replace("_", " "): value for name, value in record.items() if name not in NO_CURVES}
+    return ", ".join(f"{n} {100 * v:.1f} %" if "accuracy" in n else f"{n} {v:.4g}" for n, v in shown.items())
 
 
 def picture(title: str, epochs: int, records: Sequence[dict]) -> str:
@@ -118,17 +103,17 @@ def picture(title: str, epochs: int, records: Sequence[dict]) -> str:
     from ptglab.lab import figures
 
     names = dict.fromkeys(name for record in records for name in record if name not in NO_CURVES)
-    panels = [[n for n in names if ("accuracy" in n) == shares] for shares in (False, True)]
-    panels = [panel for panel in panels if panel]
-    drawn = Figure(figsize=(4.8 * len(panels), 2.6), layout="constrained")
-    for ax, panel in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    panels = [panel for shares in (False, True) if (panel := [n for n in names if ("accuracy" in n) == shares])]
+    figure = Figure(figsize=(4.8 * len(panels), 2.6), layout="constrained")
+    for ax, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         series, shares = {}, "accuracy" in panel[0]
         for name in panel:
             points = [(r["epoch"], r[name]) for r in records if r.get(name, math.nan) == r.get(name)]
             series[name.replace("_", " ")] = tuple(zip(*points, strict=True))
         figures.lines(ax, series, "epoch", "%" if shares else "", percent=shares)
         ax.set_xlim(0, epochs)
-    return page(drawn, f"Curves: {described(title, epochs, records[-1])}")
+    last = records[-1]
+    return page(figure, f"Curves: {title}: epoch {last['epoch']} of {epochs}, {described(last)}")
 
 
 def page(figure, alt: str) -> str:

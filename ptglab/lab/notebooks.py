@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ptglab.errors import InputError, one_of
-from ptglab.files import GO_ON, REFUSALS
+from ptglab.files import GO_ON, writing
 from ptglab.text import printable
 
 NOT_IDENTITY = {"run_dir", "device", "devices"}  # parameters that do not change what a run computes
@@ -39,15 +39,11 @@ def checked(notebook: str, declared: dict, values: dict) -> dict:
     Numbers must be finite and fit into 64 bits, as the code that computes with them expects.
     """
     for name, value in values.items():
-        default = declared[one_of(f"parameter of {notebook}", name, declared)]
-        allowed = (int, float) if isinstance(default, float) else type(default)
-        expected = ""
-        if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(default, bool):
-            expected = f"of type {type(default).__name__}"
-        elif isinstance(value, int | float) and not -(2**63) <= value < 2**63:  # nor nan, which is never equal or less
-            expected = "a number of 64 bits"
-        if expected:
-            raise InputError(f"parameter '{name}' of {notebook} is {_short(value)}; it must be {expected}")
+        kind = type(declared[one_of(f"parameter of {notebook}", name, declared)])
+        if type(value) not in ((int, float) if kind is float else (kind,)):
+            raise InputError(f"parameter '{name}' of {notebook} is {_short(value)}; it must be of type {kind.__name__}")
+        if kind in (int, float) and not -(2**63) <= value < 2**63:  # nor nan, which is never equal or less
+            raise InputError(f"parameter '{name}' of {notebook} is {_short(value)}; it must be a number of 64 bits")
     return values
 
 
@@ -73,16 +69,12 @@ def notebook_path(notebook: str) -> Path:
     """
     if Path(notebook).suffix == ".ipynb" and Path(notebook).is_file():
         return Path(notebook)
-    ours = _notebooks()
+    ours = notebook_names()
     return ours[one_of("notebook", Path(notebook).stem, ours)]
 
 
-def notebook_names() -> list[str]:
-    """Return the names of our notebooks."""
-    return list(_notebooks())
-
-
-def _notebooks() -> dict[str, Path]:
+def notebook_names() -> dict[str, Path]:
+    """Return the names of our notebooks, each with its file."""
     inside, beside = (Path(__file__).parents[i] / "notebooks" for i in (1, 2))
     return {path.stem: path for path in sorted((inside if inside.is_dir() else beside).glob("*.ipynb"))}
 
@@ -105,15 +97,15 @@ def execute(notebook: str, out: Path, values: dict) -> None:
     literal = [path.replace("{", "{{").replace("}", "}}") for path in (source, str(running))]
     near = "/tmp" if len(os.fsencode(tempfile.gettempdir())) > 70 else None  # paths of sockets have 107 bytes at most
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="ptglab-", dir=near) as sockets:
+        with writing(out), tempfile.TemporaryDirectory(prefix="ptglab-", dir=near) as sockets:
+            out.parent.mkdir(parents=True, exist_ok=True)
             papermill.execute_notebook(
                 *literal, values, kernel_name="python3", progress_bar=False,
                 stdout_file=sys.stdout, stderr_file=sys.stderr,
                 config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),  # no open ports
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # a stopped kernel complains about its sockets
             )  # fmt: skip
-        running.replace(out)
+            running.replace(out)
     except papermill.PapermillExecutionError as error:
         if error.ename in ("Stopped", "KeyboardInterrupt"):
             raise KeyboardInterrupt from None
@@ -129,8 +121,6 @@ def execute(notebook: str, out: Path, values: dict) -> None:
             raise
         raise InputError(f"the kernel of {notebook} died{_where(running)}: it was killed, or the machine's memory was "
                          f"full; {GO_ON}") from None  # fmt: skip
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {REFUSALS.get(error.errno, error.strerror)}") from None
     finally:
         with suppress(OSError):
             running.unlink()

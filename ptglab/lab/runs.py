@@ -104,17 +104,15 @@ class Run:
         """
         path = self.path / "metrics.jsonl"
         *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
-        rows = []
+        found = {}
         for number, line in enumerate(lines, 1):
             try:
-                rows.append(dict(json.loads(line)))
-                rows[-1]["epoch"] += 0
+                record = json.loads(line)
+                found[record["epoch"] + 0] = record
             except (ValueError, TypeError, KeyError):
                 raise InputError(f"line {number} of {path} is damaged: delete {self.path} and run again, or that line "
                                  "if its epoch may be missing") from None  # fmt: skip
-        if not rows:
-            return pd.DataFrame()
-        return pd.DataFrame(rows).drop_duplicates("epoch", keep="last").sort_values("epoch", ignore_index=True)
+        return pd.DataFrame([found[epoch] for epoch in sorted(found)])
 
     def keep_fingerprint(self, fingerprint: str, labels: np.ndarray | None = None) -> None:
         """Keep the fingerprint of this run's images, and of its `labels` where they come from another run.
@@ -170,8 +168,8 @@ class Run:
     def _mapped(self, path: Path, mode: str) -> np.ndarray:
         """Return an array on disk, mapped; arrays of Python objects are refused."""
         try:
-            array = np.lib.format.open_memmap(path, "r")  # "r+" would fill up a file that is too short
-            return array if mode == "r" else np.lib.format.open_memmap(path, mode)
+            np.lib.format.open_memmap(path, "r")  # "r+" would fill up a file that is too short
+            return np.lib.format.open_memmap(path, mode)
         except OSError:
             raise
         except Exception:  # whatever a damaged header leads to
@@ -185,9 +183,7 @@ class Run:
         params = self.params
         if params.get("dataset") != dataset or not np.array_equal(self.array("ids"), ids):
             made = ", ".join(f"{name} {params.get(name)!r}" for name in ("dataset", "labels", "subset", "seed"))
-            raise InputError(
-                f"{self.path} holds labels of other images ({made}): give this notebook the same parameters"
-            )
+            raise InputError(f"{self.path} holds labels of other images ({made}): give this notebook the same")
         return {name: np.array(self.array(name)) for name in ("labels_given", "labels_true")}
 
     def save_results(self, rows: Iterable[dict]) -> pd.DataFrame:
@@ -226,10 +222,8 @@ def start(path: str | Path, changeable: Iterable[str] = (), **params) -> Run:
     difference, if they are others, if another process is at work there, or if the folder cannot be written.
     """
     changeable = set(changeable)
-    try:
+    with files.writing(path):
         Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write the run folder {path}: {error.strerror}") from None
     run = Run(path, files.hold(Path(path), "process"))
     stored = run.params if (run.path / "params.json").exists() else {}
     different = [
@@ -241,9 +235,7 @@ def start(path: str | Path, changeable: Iterable[str] = (), **params) -> Run:
         raise InputError(f"{path} holds a run with other parameters ({'; '.join(different)}): "
                          "give another run_dir, or delete that folder")  # fmt: skip
     files.drop_torn(run.path)
-    kept = stored | {name: params[name] for name in changeable} if stored else params
-    if not stored or kept != stored:
-        files.write_json(run.path / "params.json", kept)
+    files.write_json(run.path / "params.json", stored | {n: params[n] for n in changeable} if stored else params)
     noted = run.path / "environment.json"
     try:
         known = list(json.loads(noted.read_text()))

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ptglab import files
 from ptglab.errors import InputError, one_of
@@ -28,13 +29,14 @@ class Part(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     notebook: str
-    parameters: dict[str, Value | list[Value]] = {}
+    parameters: dict[str, Value | Annotated[list[Value], Field(min_length=1)]] = {}
     seconds: float = 0.0  # how long one run took when last measured; for the estimate of time
 
 
 class Stage(Part):
     """A run that cells share and refer to by `@` and its name; `shares` are the cells' parameters it depends on."""
 
+    parameters: dict[str, Value] = {}
     shares: list[str] = ["seed"]
 
 
@@ -45,7 +47,7 @@ class Spec(BaseModel):
     title: str
     parameters: dict[str, Value] = {}
     stages: dict[str, Stage] = {}
-    grids: list[Part]
+    grids: list[Part] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -74,43 +76,44 @@ def read(path: str | Path, overrides: dict[str, str] | None = None) -> Spec:
         path = _folder() / f"{one_of('sweep', str(path), names())}.yaml"
     what = str(path)
     try:
-        found = _yaml(Path(path).read_text(encoding="utf-8") if os.path.getsize(path) <= MAX_SPEC else None)
+        with open(path, encoding="utf-8") as file:
+            found = _yaml(file.read(MAX_SPEC + 1))
         what = "a parameter"
         given = {name: _yaml(text) for name, text in (overrides or {}).items()}
-        if not isinstance(found, dict):
-            raise InputError(f"{path} is no sweep: it must hold title, parameters, stages and grids")
-        spec = Spec(**found)
-    except InputError:
-        raise
-    except (ValidationError, TypeError) as error:  # a TypeError for a key that is no text
-        raise InputError(f"{path}: {_first(error)}") from None
     except UNREADABLE as error:
         raise InputError(f"{what} cannot be read as YAML: {' '.join(str(error).split())[:300]}") from None
-    for grid in spec.grids:
-        grid.parameters.update({name: value for name, value in given.items() if name in grid.parameters})
-    spec.parameters.update(given)
-    return spec
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is no sweep: it must hold title, parameters, stages and grids")
+    try:
+        spec = Spec.model_validate(found)
+        for grid in spec.grids:
+            grid.parameters.update({name: value for name, value in given.items() if name in grid.parameters})
+        spec.parameters.update(given)
+        return Spec.model_validate(spec.model_dump(warnings=False))
+    except ValidationError as error:
+        raise InputError(f"{path}: {_first(error)}") from None
 
 
-def _yaml(text: str | None) -> object:
-    """Return what a YAML text stands for. Raises ValueError if it is None, too long, or its aliases multiply."""
-    if text is None or len(text) > MAX_SPEC:
-        raise ValueError(f"it is longer than {MAX_SPEC:,} bytes")
+def _yaml(text: str) -> object:
+    """Return what a YAML text stands for. Raises ValueError if it is too long, or its aliases multiply."""
+    if len(text) > MAX_SPEC:
+        raise ValueError(f"it is longer than {MAX_SPEC:,} characters")
     sizes = {}
 
     def size(node: yaml.Node) -> int:
         """Return how many nodes there are once every alias is written out."""
-        if sizes.setdefault(node, 0) == 0:
+        if node not in sizes:
             sizes[node] = MAX_NODES + 1  # until it is known: a node inside itself has no end
             children = node.value if isinstance(node.value, list) else []
-            inner = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
-            sizes[node] = 1 + sum(size(child) for child in inner)
+            pairs = (child if isinstance(child, tuple) else (child,) for child in children)
+            sizes[node] = 1 + sum(size(inner) for pair in pairs for inner in pair)
         if sizes[node] > MAX_NODES:
             raise ValueError(f"its aliases stand for more than {MAX_NODES:,} values")
         return sizes[node]
 
-    root = yaml.compose(text, yaml.SafeLoader)
-    return None if root is None or not size(root) else yaml.safe_load(text)
+    if (root := yaml.compose(text, yaml.SafeLoader)) is not None:
+        size(root)
+    return yaml.safe_load(text)
 
 
 def names() -> list[str]:
@@ -127,26 +130,22 @@ def plan(spec: Spec) -> list[Cell]:
     """Return every cell of `spec`, stages before the cells that share them, all checked.
 
     Raises InputError for a notebook, parameter, stage, value or label column that does not exist, a value of another
-    type, an empty grid, and a cell that occurs twice.
+    type, and a cell that occurs twice.
     """
-    if not spec.grids:
-        raise InputError("the sweep has no grids: nothing to run")
     parts = [*spec.stages.values(), *spec.grids]
     declared = {part.notebook: notebooks.declared_parameters(part.notebook) for part in parts}
     everywhere = {name for names in declared.values() for name in names}
     for name in spec.parameters:
         one_of("parameter of any notebook of the sweep", name, everywhere)
-    stages, cells = {}, {}
-    points = [(grid, point) for number, grid in enumerate(spec.grids, 1) for point in _points(grid, number)]
     for stage in spec.stages.values():
-        if lists := [name for name, value in stage.parameters.items() if isinstance(value, list)]:
-            raise InputError(f"a stage has a list for '{lists[0]}': only grids take lists")
         notebooks.checked(stage.notebook, declared[stage.notebook], stage.parameters)
+    stages, cells = {}, {}
+    points = [(grid, point) for grid in spec.grids for point in _points(grid)]
     for grid, point in points:
         values, needs = _values(grid, spec.parameters, point, declared), []
         for name, value in values.items():
             if isinstance(value, str) and value.startswith("@"):
-                stage = _stage(spec, _filled(value[1:], values), values, declared)
+                stage = _stage(spec, value[1:], values, declared)
                 stages.setdefault(stage.name, stage)
                 values[name] = stage.name
                 needs.append(stage.name)
@@ -159,14 +158,10 @@ def plan(spec: Spec) -> list[Cell]:
     return planned
 
 
-def _points(grid: Part, number: int) -> Iterator[dict[str, Value]]:
+def _points(grid: Part) -> Iterator[dict[str, Value]]:
     """Yield the parameters of every cell of a grid; the last list varies fastest."""
-    lists = {name: value if isinstance(value, list) else [value] for name, value in grid.parameters.items()}
-    for name, values in lists.items():
-        if not values:
-            raise InputError(f"grid {number} is empty: its parameter '{name}' has no values")
-    for values in product(*lists.values()):
-        yield dict(zip(lists, values, strict=True))
+    lists = [value if isinstance(value, list) else [value] for value in grid.parameters.values()]
+    return (dict(zip(grid.parameters, values, strict=True)) for values in product(*lists))
 
 
 def _values(part: Part, common: dict, own: dict, declared: dict) -> dict[str, Value]:
@@ -185,17 +180,17 @@ def _values(part: Part, common: dict, own: dict, declared: dict) -> dict[str, Va
     return values
 
 
-def _filled(text: str, values: dict) -> str:
-    """Return `text` with `{name}` replaced by that parameter; not str.format, which reads attributes as well."""
-    return re.sub(r"\{([^{}]*)\}", lambda match: str(values[one_of("parameter of the cell", match[1], values)]), text)
+def _stage(spec: Spec, reference: str, cell: dict, declared: dict) -> Cell:
+    """Return the stage that a cell with the parameters `cell` refers to, by a name in which `{NAME}` is one of them."""
 
+    def own(name: str, what: str = "parameter of the cell") -> Value:
+        return cell[one_of(what, name, cell)]
 
-def _stage(spec: Spec, name: str, cell: dict, declared: dict) -> Cell:
-    """Return the stage `name` of a cell with the parameters `cell`."""
-    stage = spec.stages[one_of("stage", name, spec.stages)]
-    own = {shared: cell[one_of(f"parameter of the cells that share stage {name}", shared, cell)]
-           for shared in stage.shares}  # fmt: skip
-    values = _values(stage, spec.parameters, stage.parameters | own, declared)
+    # not str.format, which reads attributes as well
+    name = one_of("stage", re.sub(r"\{([^{}]*)\}", lambda match: str(own(match[1])), reference), spec.stages)
+    stage = spec.stages[name]
+    shared = {each: own(each, f"parameter of the cells that share stage {name}") for each in stage.shares}
+    values = _values(stage, spec.parameters, stage.parameters | shared, declared)
     return Cell(f"stages/{name}-{_folder_name(stage.notebook, values)}", stage.notebook, values, seconds=stage.seconds)
 
 
@@ -231,15 +226,14 @@ def _check(parameters: list[dict]) -> None:
         data.check_labels(source, labels)
 
 
-def _first(error: ValidationError | TypeError) -> str:
+def _first(error: ValidationError) -> str:
     """Return the first complaint of pydantic in a line, with the nearest valid name."""
-    if not isinstance(error, ValidationError):
-        return str(error)
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")  # a misspelt name is also missing
     *inside, name = place = [i + 1 if n == 1 and isinstance(i, int) else i for n, i in enumerate(first["loc"][:4])]
     where = ".".join(map(str, place))
     if "parameters" in inside and "[key]" not in first["loc"]:
-        return f"{where} must be a number, a text, or true or false; in a grid, it may be a list of them"
+        where = ".".join(map(str, place[: place.index("parameters") + 2]))
+        return f"{where} must be a number, a text, or true or false; in a grid, also a list of one or more"
     if first["type"] == "extra_forbidden":
         known = {"stages": Stage, "grids": Part}.get(place[0] if inside else "", Spec).model_fields
         try:

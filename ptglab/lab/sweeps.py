@@ -2,19 +2,9 @@
 
 On a cluster, every worker must see the sweep's folder (a shared file system) and run the same ptglab. A cluster trusts
 its members: whoever reaches its scheduler can run programs on all of its workers and on the machine of the sweep. Keep
-it on a network of your own, or give it TLS (Dask's `distributed.comm`). On SLURM, in a script that stays for as long
-as the sweep, a worker a job and a cell a worker:
-
-    from dask_jobqueue import SLURMCluster  # pip install dask-jobqueue
-    slurm = SLURMCluster(cores=1, job_cpu=8, memory="32GB", walltime="08:00:00", job_extra_directives=["--gres=gpu:1"],
-                         worker_extra_args=["--resources", "GPU=1"], job_script_prologue=["export OMP_NUM_THREADS=8"])
-    slurm.adapt(maximum_jobs=16)
-    print(slurm.scheduler_address)  # for: ptglab sweep cifar10n --dask ADDRESS
-
-Elsewhere: `dask scheduler`, and on each machine `dask worker ADDRESS --nthreads 1 --resources GPU=1`.
+it on a network of your own, or give it TLS (Dask's `distributed.comm`). notebooks/README.md says how, also on SLURM.
 """
 
-import csv
 import logging
 import math
 import os
@@ -63,11 +53,9 @@ def estimate(cells: list[Cell], out: Path, jobs: int) -> float:
     neither is known.
     """
     took = {}
-    with suppress(FileNotFoundError), open(out / "cells.csv", newline="") as file:
-        for row in csv.DictReader(file):
-            took.setdefault(row["notebook"], []).append(float(row["seconds"] or "nan"))  # the last may be torn
-    mean = {notebook: pd.Series(seconds).mean() for notebook, seconds in took.items()}
-    return sum(mean.get(c.notebook, c.seconds or math.nan) for c in cells if not c.finished(out)) / jobs
+    with suppress(FileNotFoundError, ValueError, KeyError):  # the last line may be torn
+        took = pd.read_csv(out / "cells.csv").groupby("notebook")["seconds"].mean()
+    return sum(took.get(c.notebook, c.seconds or math.nan) for c in cells if not c.finished(out)) / jobs
 
 
 def run(
@@ -108,7 +96,9 @@ def _dispatch(waiting: dict[str, Cell], out: Path, jobs: int, dask: str) -> Iter
                     failed.add(cell.name)
                     yield Event(waiting.pop(cell.name), "blocked", error=f"{min(broken)} failed")
                 elif unfinished.isdisjoint(cell.needs) and (dask or len(running) < jobs):
-                    running[start(_placed(cell))] = waiting.pop(cell.name)
+                    own = Path(cell.notebook).suffix == ".ipynb"  # ours go by their names, wherever they lie
+                    placed = replace(cell, notebook=str(Path(cell.notebook).resolve())) if own else cell
+                    running[start(placed)] = waiting.pop(cell.name)
                     yield Event(cell, "started")
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 cell = running.pop(future)
@@ -120,12 +110,6 @@ def _dispatch(waiting: dict[str, Cell], out: Path, jobs: int, dask: str) -> Iter
                     seconds, error, where = 0.0, " ".join(f"{type(lost).__name__}: {lost}".split())[:300], ""
                 failed |= {cell.name} if error else set()
                 yield Event(cell, "failed" if error else "finished", seconds, error, where)
-
-
-def _placed(cell: Cell) -> Cell:
-    """Return `cell` with the absolute path of its notebook, unless that is one of ours, which goes by its name."""
-    own = Path(cell.notebook).suffix == ".ipynb"
-    return replace(cell, notebook=str(Path(cell.notebook).resolve())) if own else cell
 
 
 @contextmanager
@@ -164,12 +148,11 @@ def execute(cell: Cell, out: Path, jobs: int, stopped: Callable[[], bool]) -> tu
         except (OSError, ValueError) as error:  # too long a value, or one that no command can hold
             return 0.0, f"cannot be started: {error}", where
         with process:
-            while process.returncode is None:
+            while process.poll() is None:
+                if stopped():
+                    process.terminate()
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(0.2)
-                if process.returncode is None and stopped():
-                    process.terminate()
-                    process.wait()
         log.seek(start)
         lines = [line.strip().removeprefix("ptglab: ") for line in log.readlines() if line.strip()]
     if process.returncode:
@@ -195,10 +178,10 @@ def _cluster(address: str, out: Path) -> Iterator[Callable[[Cell], Future]]:
     pool = None
     try:
         here = about(out)
-        if not client.scheduler_info()["workers"]:
-            print(f"no worker at {address} yet: waiting for one", file=sys.stderr)
         try:
-            client.submit(about, out, pure=False).result()  # waits for a worker
+            if not client.scheduler_info()["workers"]:
+                print(f"no worker at {address} yet: waiting for one", file=sys.stderr)
+                client.wait_for_workers(1)
             found = client.run(about, out).values()
         except Exception as error:
             raise InputError(f"the workers at {address} cannot run ptglab {here['ptglab']}, install the same there: "
@@ -285,7 +268,6 @@ def _note(out: Path, event: Event) -> None:
         words = time.strftime("%Y-%m-%d %H:%M:%S"), event.state, event.cell.name, event.where, event.error
         print(*filter(None, words), file=file)
     if event.state == "finished":
+        row = {"cell": event.cell.name, "notebook": event.cell.notebook, "seconds": round(event.seconds, 1)}
         with open(out / "cells.csv", "a", newline="") as file:
-            if file.tell() == 0:
-                csv.writer(file).writerow(["cell", "notebook", "seconds"])
-            csv.writer(file).writerow([event.cell.name, event.cell.notebook, f"{event.seconds:.1f}"])
+            pd.DataFrame([row]).to_csv(file, index=False, header=file.tell() == 0)

@@ -47,12 +47,11 @@ def over_seeds(frame: pd.DataFrame, measure: str, keys: Sequence[str]) -> pd.Dat
 def grid(frame: pd.DataFrame, measure: str) -> tuple[list[str], np.ndarray, np.ndarray, pd.DataFrame]:
     """Return (arms [R], mean [R, C] of a measure, its texts [R, C], the rows they are made of); C are `settings`."""
     found = over_seeds(frame, measure, ["arm", *NOISE])
-    cells = {(row.arm, row.noise, row.noise_rate): row for row in found.itertuples()}
     rows, columns = list(found["arm"].unique()), settings(frame)
-    whole = [[cells.get((arm, *setting)) for setting in columns] for arm in rows]
-    mean = np.array([[np.nan if cell is None else cell.mean for cell in row] for row in whole])
-    texts = np.array([["" if cell is None else text(cell.mean, cell.deviation) for cell in row] for row in whole])
-    return rows, mean, texts, found
+    whole = found.set_index(["arm", *NOISE]).reindex([(arm, *setting) for arm in rows for setting in columns])
+    texts = ["" if np.isnan(m) else text(m, d) for m, d in zip(whole["mean"], whole["deviation"], strict=True)]
+    shape = len(rows), len(columns)
+    return rows, whole["mean"].to_numpy().reshape(shape), np.array(texts).reshape(shape), found
 
 
 def by_rate(frame: pd.DataFrame, measure: str, kind: str) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
@@ -69,10 +68,8 @@ def span(found: Sequence[pd.DataFrame]) -> tuple[float, float]:
     every = pd.concat(found)
     if every.empty:
         return 0.0, 100.0
-    low, high = (
-        100 * value
-        for value in ((every["mean"] - every["deviation"]).min(), (every["mean"] + every["deviation"]).max())
-    )
+    low = 100 * (every["mean"] - every["deviation"]).min()
+    high = 100 * (every["mean"] + every["deviation"]).max()
     margin = 0.05 * (high - low) + 1
     return low - margin, high + margin
 

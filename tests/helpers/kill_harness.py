@@ -4,7 +4,7 @@ A run is the code of a notebook in a process of its own, or a sweep by the comma
 at a moment drawn between its start and the time that the undisturbed run took, until its last stage is finished once;
 then the folders are compared: weights, arrays, records and results to the bit, times aside.
 
-By itself, `python tests/helpers/kill_harness.py 20 FOLDER` prints the table of that many kills.
+By itself, `python tests/helpers/kill_harness.py 20 FOLDER` prints a line for each of that many kills.
 """
 
 import contextlib
@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import matplotlib
@@ -40,17 +39,6 @@ SMALL_SWEEP = {
     "grids": [{"notebook": "09_one_experiment", "parameters": {"init": "simclr", "mode": "linear", "epochs": 20,
                "pretrain_run": "@simclr", "subset": 128, "batch_size": 32}}],
 }  # fmt: skip
-
-
-@dataclass
-class Kill:
-    """What became of one killed run, a row of the table."""
-
-    what: str
-    seconds: float  # after its start
-    epochs_done: int  # recorded at the kill
-    epochs_again: int  # recorded once more by the second run
-    identical: bool
 
 
 def execute_here(notebook: str, values: dict) -> None:
@@ -138,7 +126,7 @@ def epochs(folder: Path) -> int:
 
 
 def rounds(kills: int, folder: Path, names: list[str], seed: int = 0):
-    """Kill and run again, `kills` times, the kinds of `names` in turn; yield a Kill each."""
+    """Kill and run again, `kills` times, the kinds of `names` in turn; yield what became of each in a line."""
     draws = random.Random(seed)
     begin = {name: how for name, how in kinds(folder).items() if name in names}
     whole, took = {}, {}
@@ -158,16 +146,8 @@ def rounds(kills: int, folder: Path, names: list[str], seed: int = 0):
         assert ended(begin[name](out)) == 0, out.with_suffix(".log").read_text()[-2000:]
         after = left(out)
         again = epochs(out) - sum(len(rows) for path, rows in after.items() if path.endswith("metrics.jsonl"))
-        yield Kill(name, moment, done, again, after == whole[name])
-
-
-def table(kills: list[Kill]) -> str:
-    """Return the kills as a table of text."""
-    lines = [f"{'#':>2}  {'what':<24} {'killed after':>12} {'epochs done':>12} {'done again':>11}  identical"]
-    for i, kill in enumerate(kills, 1):
-        what, seconds, done, again, same = astuple(kill)
-        lines.append(f"{i:>2}  {what:<24} {seconds:>10.1f} s {done:>12} {again:>11}  {'yes' if same else 'NO'}")
-    return "\n".join(lines)
+        same = "yes" if after == whole[name] else "NO"
+        yield f"{name:<24} killed after {moment:.1f} s, {done} epochs done, {again} done again, identical: {same}"
 
 
 QUICK = ["pre-train (02)", "fine-tune (09, scratch)", "detect (09, linear)"]
@@ -177,9 +157,6 @@ if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = "1"
     there = Path(sys.argv[2]).resolve()
     there.mkdir(parents=True)
-    seen = []
     number = int(sys.argv[1])
-    for each in rounds(number, there, ALL if number > len(QUICK) else QUICK):
-        seen.append(each)
-        print(table(seen).splitlines()[-1], flush=True)
-    print(table(seen))
+    for line in rounds(number, there, ALL if number > len(QUICK) else QUICK):
+        print(line, flush=True)

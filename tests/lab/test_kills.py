@@ -11,7 +11,7 @@ HARNESS = Path(__file__).parents[1] / "helpers" / "kill_harness.py"
 
 
 def table(kills: int, folder: Path, seconds: int) -> list[str]:
-    """Return the rows of the harness's table, which it runs in a process of its own: it forks."""
+    """Return the lines of the harness, which runs in a process of its own: it forks."""
     command = [sys.executable, str(HARNESS), str(kills), str(folder / "kills")]
     environment = os.environ | {"PYTHONPATH": str(HARNESS.parents[2]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
@@ -24,4 +24,4 @@ def table(kills: int, folder: Path, seconds: int) -> list[str]:
 @pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.soak)])
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, kills):
     rows = table(kills, tmp_path, 1200 if kills < 4 else 7200)
-    assert len(rows) == kills and all(row.endswith("  yes") for row in rows), "\n".join(rows)
+    assert len(rows) == kills and all(row.endswith("identical: yes") for row in rows), "\n".join(rows)

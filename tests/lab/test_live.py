@@ -66,10 +66,6 @@ def test_widgets_are_for_a_front_end_that_names_its_cells(client):
     assert said(heard(client)).strip() == "False"
 
 
-def test_there_are_no_widgets_without_a_kernel():
-    assert live.interactive() is False
-
-
 # The last epoch begins when the test says so, or never: then the cell waits until it is interrupted.
 WAITS = """
 import pathlib, time

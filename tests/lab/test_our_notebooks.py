@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import speed
 from PIL import Image
 
 from ptglab import data
@@ -95,42 +94,13 @@ def test_steps_hand_results_on(steps):
 
 
 @pytest.mark.slow
-def test_steps_draw_their_figures(steps):
-    drawn = {path.stem for path in steps.glob("*/figures/*.png")}
-    assert drawn >= {"transition", "views", "curves", "accuracy", "noise_rate", "umap", "suspects", "precision_recall"}
-
-
-@pytest.mark.slow
 def test_a_second_run_reuses_what_is_finished(steps):
     before = {p: p.stat().st_mtime_ns for p in steps.glob("0[23]*/**/model.safetensors")}
     assert len(before) > 4
     execute("02_pretrain", steps.parent, epochs=2, batch_size=64, **SMALL)
     assert {p: p.stat().st_mtime_ns for p in before} == before
-
-
-@pytest.mark.slow
-def test_labels_of_other_images_are_refused(steps):
     with pytest.raises(papermill.PapermillExecutionError, match="holds labels of other images"):
         execute("02_pretrain", steps.parent, run_dir="runs/other", subset=200, width=8, epochs=1)
-
-
-@pytest.mark.parametrize("name", ["00_quickstart", "02_pretrain"])
-def test_papermill_alone_is_stopped_at_an_unknown_parameter(name, tmp_path):
-    """papermill only warns; the notebook's first cell refuses."""
-    with pytest.raises(papermill.PapermillExecutionError, match="'epohcs': did you mean 'epochs'") as caught:
-        execute(name, tmp_path, epohcs=3)
-    assert caught.value.ename == InputError.__name__
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.slow
-def test_quickstart_tells_the_story(tmp_path):
-    execute("00_quickstart", tmp_path, run_dir="demo", epochs=2, epochs_finetune=2, noise_seeds=2, **SMALL)
-    results = pd.read_csv(tmp_path / "demo" / "results.csv")
-    assert list(results.columns) == runs.RESULT_COLUMNS
-    assert len(results) == 3 * 2 * 6
-    assert set(results["init"]) == {"scratch", "simclr", "barlow_twins"}
-    assert len(list((tmp_path / "demo" / "figures").glob("*.png"))) == 9
 
 
 @pytest.fixture(scope="module")
@@ -166,16 +136,6 @@ def test_an_audit_finds_the_wrong_labels(audited):
 
 
 @pytest.mark.slow
-def test_an_audit_leaves_everything(audited):
-    out = audited[0] / "out"
-    left = {"suspects.csv", "unreadable.csv", "gallery.html", "duplicates.csv", "outliers.csv", "label_studio.json",
-            "label_studio.xml", "fiftyone.csv", "summary.json", "params.json"}  # fmt: skip
-    assert left <= {path.name for path in out.iterdir()}
-    drawn = {path.stem for path in (out / "figures").glob("*.png")}
-    assert drawn == {"images", "views", "scores", "confusions", "suspects", "umap"}
-
-
-@pytest.mark.slow
 def test_an_audit_goes_on_with_another_flag_and_refuses_other_images(audited, tmp_path):
     folder = shutil.copytree(audited[0], tmp_path / "copy")
     features = folder / "out" / "features" / "arrays" / "features.npy"
@@ -193,88 +153,6 @@ def test_an_audit_goes_on_with_another_flag_and_refuses_other_images(audited, tm
 
 
 @pytest.mark.slow
-def test_a_network_may_be_pretrained_for_an_audit(tmp_path):
-    """And tuned fold by fold; on the digits, whose labels are right."""
-    small = {"width": 4, "epochs": 1, "budget": "thorough"}
-    execute("06_audit_your_images", tmp_path, method="barlow_twins", start="scratch", **small)
-    run = runs.Run(tmp_path / "runs" / "06_audit_your_images")
-    assert len(run.stage("pretrain").records()) == 1 and run.stage("features").array("features").shape == (1437, 32)
-    summary = json.loads((run.path / "summary.json").read_text())
-    assert summary["method"] == "barlow_twins" and summary["start"] == "nothing"
-
-
-@pytest.mark.slow
-def test_speed_is_measured_and_drawn(tmp_path):
-    """Everything at its smallest; lightly's epoch runs in a process of its own, started from the kernel."""
-    execute("08_speed", tmp_path, subset=128, width=4, epochs=1, batch_size=32, scale=0.0001)
-    figures = tmp_path / "runs" / "08_speed" / "figures"
-    assert {path.stem for path in figures.glob("*.png")} == {"views", "step", "profile", "speed", "scale", "schedules"}
-    lines = pd.read_csv(figures / "speed.csv")
-    assert list(lines["name"]) == list(speed.COMPARISONS) and (lines[["ours", "peer", "ratio"]] > 0).all(axis=None)
-
-
-@pytest.mark.slow
-def test_downstream_uses_are_measured_and_drawn(tmp_path):
-    """Few labels, the order of checking, propagated labels; everything small."""
-    few = {"counts": "1,5", "draws": 2, "draws_scratch": 1, "steps": 3}
-    execute("11_downstream", tmp_path, epochs=2, batch_size=64, **few, **SMALL)
-    run = runs.Run(tmp_path / "runs" / "11_downstream")
-    figures = run.path / "figures"
-    drawn = {path.stem for path in figures.glob("*.png")}
-    assert drawn == {"images", "transfer", "active", "propagation", "outvoted"}
-    transfer = pd.read_csv(figures / "transfer.csv").groupby(["look", "labels_a_class"])["value"].agg(["mean", "count"])
-    assert len(transfer) == 5 * 2 and transfer["mean"].between(0.1, 1).all()
-    assert set(transfer["count"]) == {2, 1} and (transfer.xs("pixels")["mean"].diff().dropna() > 0).all()
-    active = pd.read_csv(figures / "active.csv").pivot_table(index="checked", columns="order", values="found")
-    assert active.index[-1] == SMALL["subset"] and (active.iloc[-1] == 1).all()
-    assert active.le(active["ideal"], axis=0).all(axis=None) and (active.diff().dropna() >= 0).all(axis=None)
-    middle = active.iloc[len(active) // 2]
-    assert (middle[["ensemble", "confidence", "knn"]] > middle["random"] + 0.1).all()
-    spread = pd.read_csv(figures / "propagation.csv").groupby(["start", "look", "x"])["value"].mean()
-    assert spread["given", "pixels", 0.9] > spread["given", "pixels", 0.2] + 0.1
-    results = run.results()
-    assert list(results.columns) == runs.RESULT_COLUMNS and set(results["init"]) == {"simclr", "pixels"}
-    assert set(results["detector"]) == {"ensemble", "confidence", "knn", "label_spreading"}
-    assert (results["auroc"] > 0.7).all()
-
-
-@pytest.mark.slow
-def test_suspects_are_reviewed_without_a_browser(audited):
-    """Of the audit of a folder: a still page, and what taking 40 suggestions would do; decisions stay in force."""
-    folder, truth = audited
-    before = {path: path.read_bytes() for path in (folder / "out").rglob("*") if path.is_file()}
-    photos = sorted((folder / "photos").rglob("*.png"))
-    out = execute("07_review_suspects", folder, audit_run="out", run_dir="reviewed", take_suggestions=40)
-    run = folder / "reviewed"
-    assert {path.stem for path in (run / "figures").glob("*.png")} == {"scores", "first_page", "mended"}
-    shown = [output["data"] for c in cells(out, "code") for output in c["outputs"] if "data" in output]
-    stills = ["".join(data["text/html"]) for data in shown if "ptglab-still" in "".join(data.get("text/html", ""))]
-    assert len(stills) == 1 and stills[0].count("<img") == 24 and "0 of " in stills[0]
-    assert not any("widget" in kind for data in shown for kind in data)
-    assert not (run / "corrections.csv").exists()  # which holds decisions of people only
-    mended = pd.read_csv(run / "demonstration" / "mended.csv", dtype={"label": int})
-    true = truth[mended["id"].str[2:5].astype(int)]
-    given = mended["id"].str[0].astype(int)
-    assert len(mended) == 400 and (given != mended["label"]).sum() == 40
-    assert (mended["label"] == true).sum() - (given == true).sum() > 30
-    table = pd.read_csv(run / "figures" / "mended.csv", index_col=0)
-    noise = table.filter(like="estimated share of wrong labels", axis=0)
-    assert len(noise) == 2 and (noise["after"] < noise["before"] - 3).all()
-    [first, second, *_] = pd.read_csv(folder / "out" / "suspects.csv", dtype=str).itertuples()
-    (run / "corrections.csv").write_text(
-        "time,id,given,decision,label\n"
-        f"2026-01-01T00:00:00.000Z,{first.id},{first.given},suggestion,{first.suggested}\n"
-        f"2026-01-01T00:00:01.000Z,{second.id},{second.given},drop,\n"
-    )
-    execute("07_review_suspects", folder, audit_run="out", run_dir="reviewed", take_suggestions=40)
-    labels = pd.read_csv(run / "mended.csv", dtype=str).set_index("id")["label"]
-    assert len(labels) == 399 and labels[first.id] == first.suggested and second.id not in labels
-    assert (labels.drop(first.id) == labels.drop(first.id).index.str[0]).all()
-    assert {path: path.read_bytes() for path in before} == before
-    assert sorted((folder / "photos").rglob("*.png")) == photos
-
-
-@pytest.mark.slow
 def test_runs_of_notebooks_4_and_9_can_be_reviewed(steps):
     """What they leave is opened, and their suspects are those they drew."""
     execute("09_one_experiment", steps.parent, subset=SMALL["subset"], width=4, epochs=1, epochs_fold=1)
@@ -285,33 +163,45 @@ def test_runs_of_notebooks_4_and_9_can_be_reviewed(steps):
         assert found.features.shape[0] == SMALL["subset"] and found.learn(found.images.labels_given)["right"] > 0.1
 
 
+def test_papermill_alone_is_stopped_at_an_unknown_parameter(tmp_path):
+    """papermill only warns; the notebook's first cell refuses."""
+    with pytest.raises(papermill.PapermillExecutionError, match="'epohcs': did you mean 'epochs'") as caught:
+        execute("02_pretrain", tmp_path, epohcs=3)
+    assert caught.value.ename == InputError.__name__
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.slow
-def test_the_explorer_computes_what_is_missing_and_shows_it_still(tmp_path):
-    """The whole of it from clean, everything small; again, nothing is computed and no plane drawn."""
-    small = tmp_path / "small.yaml"
-    small.write_text(
-        "title: Small\n"
-        "parameters: {dataset: digits, subset: 300, width: 4, batch_size: 64, device: cpu}\n"
-        "stages:\n"
-        "  simclr: {notebook: 02_pretrain, parameters: {method: simclr, data_run: '', epochs: 2, projection: 32}}\n"
-        "grids:\n"
-        "- notebook: 09_one_experiment\n"
-        "  parameters: {init: simclr, pretrain_run: '@simclr', mode: linear, epochs: 2, detectors: ensemble}\n"
-    )
-    out = execute("12_explorer", tmp_path, sweep=str(small), sweep_run="sweep")
-    assert len(list((tmp_path / "sweep").glob("*/*/notebook.ipynb"))) == 2
-    shown = [output["data"] for c in cells(out, "code") for output in c["outputs"] if "data" in output]
-    stills = ["".join(data["text/html"]) for data in shown if "ptglab-still" in "".join(data.get("text/html", ""))]
-    assert len(stills) == 1 and stills[0].count('data-row="') == 20 and stills[0].count("<img") == 22
-    assert not any("widget" in kind for data in shown for kind in data)
-    run = runs.Run(tmp_path / "runs" / "12_explorer")
-    assert {path.stem for path in (run.path / "figures").glob("*.png")} == {"images", "selected", "plane", "accuracy"}
-    table, flagged = (
-        pd.read_csv(run.path / "figures" / "plane.csv"),
-        reopen.read(next((tmp_path / "sweep" / "cells").iterdir())),
-    )
-    assert np.allclose(table[["x", "y"]], run.array("plane"))
-    assert (table["flagged"] == flagged.suspects("ensemble").flagged).all()
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
-    execute("12_explorer", tmp_path, sweep=str(small), sweep_run="sweep")
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+def test_downstream_uses_are_measured(tmp_path):
+    """Few labels, the order of checking, propagated labels; everything small."""
+    few = {"counts": "1,5", "draws": 2, "draws_scratch": 1, "steps": 3}
+    execute("11_downstream", tmp_path, epochs=2, batch_size=64, **few, **SMALL)
+    run = runs.Run(tmp_path / "runs" / "11_downstream")
+    read = {name: pd.read_csv(run.path / "figures" / f"{name}.csv") for name in ("transfer", "active", "propagation")}
+    transfer = read["transfer"].groupby(["look", "labels_a_class"])["value"].mean()
+    assert transfer.between(0.1, 1).all() and (transfer["pixels"].diff().dropna() > 0).all()
+    active = read["active"].pivot_table(index="checked", columns="order", values="found")
+    assert active.index[-1] == SMALL["subset"] and (active.iloc[-1] == 1).all()
+    assert active.le(active["ideal"], axis=0).all(axis=None) and (active.diff().dropna() >= 0).all(axis=None)
+    middle = active.iloc[len(active) // 2]
+    assert (middle[["ensemble", "confidence", "knn"]] > middle["random"] + 0.1).all()
+    spread = read["propagation"].groupby(["start", "look", "x"])["value"].mean()
+    assert spread["given", "pixels", 0.9] > spread["given", "pixels", 0.2] + 0.1
+    assert list(run.results().columns) == runs.RESULT_COLUMNS and (run.results()["auroc"] > 0.7).all()
+
+
+@pytest.mark.slow
+def test_suspects_are_reviewed_without_a_browser(audited):
+    """Of the audit of a folder: what taking 40 suggestions would do; nothing of the audit or the folder changes."""
+    folder, truth = audited
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    execute("07_review_suspects", folder, audit_run="out", run_dir="reviewed", take_suggestions=40)
+    run = folder / "reviewed"
+    assert not (run / "corrections.csv").exists()  # which holds decisions of people only
+    mended = pd.read_csv(run / "demonstration" / "mended.csv", dtype={"label": int})
+    true, given = truth[mended["id"].str[2:5].astype(int)], mended["id"].str[0].astype(int)
+    assert len(mended) == 400 and (given != mended["label"]).sum() == 40
+    assert (mended["label"] == true).sum() - (given == true).sum() > 30
+    noise = pd.read_csv(run / "figures" / "mended.csv", index_col=0).filter(like="estimated share of wrong", axis=0)
+    assert len(noise) == 2 and (noise["after"] < noise["before"] - 3).all()
+    assert {path: path.read_bytes() for path in before} == before
