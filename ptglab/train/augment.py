@@ -55,14 +55,8 @@ PRESETS: dict[str, tuple[Recipe, Recipe]] = {
     "weak": (Recipe(crop_scale=(0.6, 1.0), jitter=0.0, grey=0.0, blur=0.0),) * 2,
     "weak_digits": (Recipe(crop_scale=(0.7, 1.0), flip=0.0, jitter=0.0, grey=0.0, blur=0.0),) * 2,
 }
-
-
-# for images whose classes a mirror would confuse
-PRESETS |= {
-    f"{name}_unflipped": tuple(replace(recipe, flip=0.0) for recipe in PRESETS[name])
-    for name in ("simclr", "barlow_twins", "vicreg", "grey", "weak")
-}
-
+for _name in ("simclr", "barlow_twins", "vicreg", "grey", "weak"):  # for images whose classes a mirror would confuse
+    PRESETS[f"{_name}_unflipped"] = tuple(replace(recipe, flip=0.0) for recipe in PRESETS[_name])
 MIRROR_SENSITIVE = {"digits", "svhn"}  # data whose classes a flip would confuse
 
 
@@ -91,30 +85,30 @@ def draw(recipe: Recipe, shape: tuple[int, ...], rng: torch.Generator) -> dict[s
     """
     b, _, h, w = shape
 
-    def uniform(low: float, high: float) -> Tensor:
+    def uniform(low: float = 0.0, high: float = 1.0) -> Tensor:
         return low + (high - low) * torch.rand(b, generator=rng, device=rng.device)
 
-    def chance(p: float) -> Tensor:
-        return torch.rand(b, generator=rng, device=rng.device) < p
+    def factor(half_width: float) -> Tensor:
+        return 1 + jittered * uniform(-half_width, half_width)
 
     area = uniform(*recipe.crop_scale) * h * w
     ratio = uniform(*map(math.log, recipe.crop_ratio)).exp()
     height = (area / ratio).sqrt().clamp(max=h)
     width = (area * ratio).sqrt().clamp(max=w)
-    jittered = chance(recipe.jitter).float()
+    jittered = (uniform() < recipe.jitter).float()
     return dict(
         height=height,
         width=width,
-        top=uniform(0, 1) * (h - height),
-        left=uniform(0, 1) * (w - width),
-        flip=chance(recipe.flip),
-        brightness_factor=1 + jittered * uniform(-recipe.brightness, recipe.brightness),
-        contrast_factor=1 + jittered * uniform(-recipe.contrast, recipe.contrast),
-        saturation_factor=1 + jittered * uniform(-recipe.saturation, recipe.saturation),
+        top=uniform() * (h - height),
+        left=uniform() * (w - width),
+        flip=uniform() < recipe.flip,
+        brightness_factor=factor(recipe.brightness),
+        contrast_factor=factor(recipe.contrast),
+        saturation_factor=factor(recipe.saturation),
         hue_turn=jittered * uniform(-recipe.hue, recipe.hue),
-        grey=chance(recipe.grey),
-        sigma=chance(recipe.blur) * uniform(*recipe.blur_sigma) if recipe.blur else None,
-        solarize=chance(recipe.solarize) if recipe.solarize else None,
+        grey=uniform() < recipe.grey,
+        sigma=(uniform() < recipe.blur) * uniform(*recipe.blur_sigma) if recipe.blur else None,
+        solarize=uniform() < recipe.solarize if recipe.solarize else None,
     )
 
 
@@ -142,43 +136,33 @@ def apply(x: Tensor, drawn: dict[str, Tensor | None], size: int | None = None) -
     return x
 
 
+Part = tuple[slice, int]  # (rows, total): images that are those rows of a batch of `total`
+
+
 def two_views(
-    images: Tensor,
-    name: str,
-    rng: torch.Generator,
-    size: int | None = None,
-    change: Callable[..., Tensor] = apply,
-    part: tuple[slice, int] | None = None,
-) -> tuple[Tensor, Tensor]:
+    images: Tensor, name: str, rng: torch.Generator, size: int | None = None,
+    change: Callable[..., Tensor] = apply, part: Part | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return two independently augmented float32 copies in [0, 1] of uint8 `images` [B, C, H, W], channels-last.
 
-    With `size` the longer side of the views has that many pixels; `change` may be a compiled `apply`. part: (rows,
-    total) if `images` are those rows of a batch of `total`, for all of which numbers are drawn: then they change as
-    they would in the whole batch.
+    With `size` the longer side of the views has that many pixels; `change` may be a compiled `apply`. The images of a
+    `part` change as they would in the whole batch, for all of which numbers are drawn.
     """
     x = images.float().mul_(1 / 255)
     return tuple(change(x, _draw_part(recipe, x, rng, part), size) for recipe in preset(name))
 
 
 def weak(
-    images: Tensor,
-    name: str,
-    rng: torch.Generator,
-    change: Callable[..., Tensor] = apply,
-    part: tuple[slice, int] | None = None,
+    images: Tensor, name: str, rng: torch.Generator, change: Callable[..., Tensor] = apply, part: Part | None = None
 ) -> Tensor:
     """Return one such copy, by the first recipe of preset `name`, for supervised training."""
     x = images.float().mul_(1 / 255)
     return change(x, _draw_part(preset(name)[0], x, rng, part))
 
 
-def _draw_part(
-    recipe: Recipe, x: Tensor, rng: torch.Generator, part: tuple[slice, int] | None
-) -> dict[str, Tensor | None]:
+def _draw_part(recipe: Recipe, x: Tensor, rng: torch.Generator, part: Part | None) -> dict[str, Tensor | None]:
     """Return what is drawn for images `x`; see `two_views`."""
-    if part is None:
-        return draw(recipe, x.shape, rng)
-    rows, total = part
+    rows, total = part or (slice(None), len(x))
     drawn = draw(recipe, (total, *x.shape[1:]), rng)
     return {name: None if values is None else values[rows] for name, values in drawn.items()}
 
@@ -186,8 +170,7 @@ def _draw_part(
 def _resampling(n: int, m: int, start: Tensor, length: Tensor) -> Tensor:
     """Return [B, m, n]: row i holds the bilinear weights of output pixel i of a crop of n pixels stretched to m."""
     centre = torch.arange(m, device=start.device) + 0.5
-    source = start[:, None] + centre * length[:, None] / m - 0.5  # [B, m] in input pixels
-    source = source.clamp(0, n - 1)
+    source = (start[:, None] + centre * length[:, None] / m - 0.5).clamp(0, n - 1)  # [B, m] in input pixels
     distance = (source[:, :, None] - torch.arange(n, device=start.device)).abs_()
     return distance.neg_().add_(1).clamp_(min=0)
 

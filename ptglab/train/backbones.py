@@ -1,42 +1,21 @@
 """ResNets with the CIFAR stem and a width, the projector, the head; weights load strictly."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.models import get_model_weights
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ptglab.errors import InputError, one_of
 from ptglab.train import checkpoints
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class Block(nn.Module):
-    """Convolutions with batch norm and a shortcut: 3x3, 3x3; or with `expansion` 4 a bottleneck 1x1, 3x3, 1x1."""
-
-    def __init__(self, channels: int, planes: int, stride: int, expansion: int):
-        super().__init__()
-        kernels = (3, 3) if expansion == 1 else (1, 3, 1)
-        first, incoming = kernels.index(3), channels  # the first 3x3 convolution takes the stride
-        for i, kernel in enumerate(kernels, 1):
-            width = planes * expansion if i == len(kernels) else planes
-            step = stride if i - 1 == first else 1
-            setattr(self, f"conv{i}", nn.Conv2d(incoming, width, kernel, step, kernel // 2, bias=False))
-            setattr(self, f"bn{i}", nn.BatchNorm2d(width))
-            incoming = width
-        self.depth = len(kernels)
-        plain = stride == 1 and channels == incoming
-        self.downsample = nn.Identity() if plain else Shortcut(channels, incoming, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x
-        for i in range(1, self.depth):
-            y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y)).relu_()
-        y = getattr(self, f"bn{self.depth}")(getattr(self, f"conv{self.depth}")(y))
-        return y.add_(self.downsample(x)).relu_()
 
 
 class Shortcut(nn.Sequential):
@@ -54,8 +33,12 @@ class Shortcut(nn.Sequential):
         return super().forward(x[:, :, :: self.stride, :: self.stride])
 
 
-# name -> expansion of the blocks, blocks a stage
-BACKBONES = {"resnet18": (1, (2, 2, 2, 2)), "resnet34": (1, (3, 4, 6, 3)), "resnet50": (4, (3, 4, 6, 3))}
+# name -> kind of block, blocks a stage
+BACKBONES = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
 
 
 class ResNet(nn.Module):
@@ -68,7 +51,7 @@ class ResNet(nn.Module):
 
     def __init__(self, name: str = "resnet18", width: int = 64, channels: int = 3):
         super().__init__()
-        expansion, depths = BACKBONES[one_of("backbone", name, BACKBONES)]
+        block, depths = BACKBONES[one_of("backbone", name, BACKBONES)]
         if width < 1:
             raise InputError(f"width is {width}; it must be at least 1")
         self.sizes = {"name": name, "width": width, "channels": channels}
@@ -76,15 +59,15 @@ class ResNet(nn.Module):
         self.register_buffer("std", torch.full((channels,), 0.25))
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        incoming = width
+        self.num_features = width
         for i, depth in enumerate(depths):
-            planes = width << i
-            blocks = []
-            for j in range(depth):
-                blocks.append(Block(incoming, planes, 2 if i and not j else 1, expansion))
-                incoming = planes * expansion
+            planes, stride, incoming = width << i, 2 if i else 1, self.num_features
+            self.num_features = planes * block.expansion
+            plain = stride == 1 and incoming == self.num_features
+            shortcut = None if plain else Shortcut(incoming, self.num_features, stride)
+            blocks = [block(incoming, planes, stride, shortcut)]
+            blocks += [block(self.num_features, planes) for _ in range(depth - 1)]
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
-        self.num_features = incoming
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -102,13 +85,20 @@ def build(name: str, width: int, images: Tensor, seed: int) -> ResNet:
     The channel count and the mean and standard deviation it standardises by come from (at most 10,000 of) the
     images. Raises InputError for an unknown name.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(seed))
+    with _seeded(seed):
         backbone = ResNet(name, width, images.shape[1])
     sample = images[:: max(1, -(-len(images) // 10_000))].float() / 255
     backbone.mean.copy_(sample.mean((0, 2, 3)))
     backbone.std.copy_(sample.std((0, 2, 3)).clamp(min=0.01))
     return backbone
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw the weights of new modules from `seed`; torch's own generator is afterwards as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(seed))
+        yield
 
 
 def imagenet(name: str, images: Tensor, weights: str | Path | None = None) -> ResNet:
@@ -118,50 +108,37 @@ def imagenet(name: str, images: Tensor, weights: str | Path | None = None) -> Re
     into it. The stem of 7x7 is resized to ours of 3x3, its sums about kept; a channel count other than 3 shares the
     mean of the three colours' filters. Raises InputError if there are no such weights, or if the file holds others.
     """
-    backbone = ResNet(name, 64, images.shape[1])
-    found = _imagenet_weights(name, weights)
-    try:
-        stem = found["conv1.weight"]  # [64, 3, 7, 7]
-        small = F.interpolate(stem, (3, 3), mode="bilinear", antialias=True) * (49 / 9)
-        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-        if (channels := images.shape[1]) != 3:
-            small = small.sum(1, keepdim=True).repeat(1, channels, 1, 1) / channels
-            mean, std = (x.mean().repeat(channels) for x in (mean, std))
-        kept = {k: v for k, v in found.items() if not k.startswith("fc.")}
-        backbone.load_state_dict(kept | {"conv1.weight": small, "mean": mean, "std": std}, strict=True)
-    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        where = weights or "torch's cache"
-        raise InputError(f"{where} holds no ImageNet weights of {name}: {str(error).splitlines()[0][:200]}") from None
-    return backbone
-
-
-def _imagenet_weights(name: str, weights: str | Path | None) -> dict[str, Tensor]:
-    """Return the state of torchvision's network; see `imagenet`. Only tensors are ever unpickled."""
-    from torchvision.models import get_model_weights
-
-    one_of("backbone", name, BACKBONES)
-    try:
+    backbone, channels = ResNet(name, 64, images.shape[1]), images.shape[1]
+    try:  # only tensors are ever unpickled
         if weights is None:
             url = get_model_weights(name).DEFAULT.url
-            return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True, check_hash=True)
-        if Path(weights).suffix == ".safetensors":
-            return load_file(weights)
-        return torch.load(weights, map_location="cpu", weights_only=True)
+            found = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True, check_hash=True)
+        elif Path(weights).suffix == ".safetensors":
+            found = load_file(weights)
+        else:
+            found = torch.load(weights, map_location="cpu", weights_only=True)
+        stem = F.interpolate(found["conv1.weight"], (3, 3), mode="bilinear", antialias=True) * (49 / 9)  # [64, 3, 3, 3]
+        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+        if channels != 3:
+            stem = stem.sum(1, keepdim=True).repeat(1, channels, 1, 1) / channels
+            mean, std = (x.mean().repeat(channels) for x in (mean, std))
+        kept = {k: v for k, v in found.items() if not k.startswith("fc.")}
+        backbone.load_state_dict(kept | {"conv1.weight": stem, "mean": mean, "std": std}, strict=True)
     except Exception as error:  # whatever a foreign pickle makes the unpickler say, or a broken connection
         where = weights or f"torch's cache ({torch.hub.get_dir()}) or to be downloaded"
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"no ImageNet weights of {name} in {where}: {reason}") from None
+    return backbone
 
 
 def projector(features: int, hidden: int, out: int, layers: int, seed: int) -> nn.Sequential:
     """Return an MLP [B, features] -> [B, out] of `layers` linear layers, batch norm and ReLU between them."""
-    sizes = [features] + [hidden] * (layers - 1) + [out]
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(seed))
-        modules = []
-        for a, b in zip(sizes[:-2], sizes[1:-1], strict=True):
-            modules += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU(inplace=True)]
-        return nn.Sequential(*modules, nn.Linear(sizes[-2], sizes[-1], bias=False))
+    modules = []
+    with _seeded(seed):
+        for _ in range(layers - 1):
+            modules += [nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+            features = hidden
+        return nn.Sequential(*modules, nn.Linear(features, out, bias=False))
 
 
 def head(features: int, num_classes: int) -> nn.Sequential:

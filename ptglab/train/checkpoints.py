@@ -1,12 +1,10 @@
-"""Tensors and training states on disk: safetensors with a checksum; a checkpoint is kept until the next one is whole.
-
-No pickle is written or read. A file that was cut or changed is recognised by its checksum.
-"""
+"""Tensors and training states on disk: safetensors with a checksum; a checkpoint stays until the next one is whole."""
 
 import hashlib
 import json
 import os
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -33,8 +31,8 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], about: dict[str,
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return (tensors, about) as they were given to `write_tensors`.
 
-    Raises FileNotFoundError if there is no such file, and Damaged if it is not a safetensors file or if its content
-    does not match its checksum. A file without a checksum is accepted as it is.
+    Raises FileNotFoundError if there is no such file, and Damaged if it is no safetensors file or does not match its
+    checksum. A file without one is accepted as it is.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -52,11 +50,11 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _checksum(tensors: dict[str, Tensor], about: dict[str, str]) -> str:
     """Return the hex SHA-256 of names, types, shapes, texts and bytes."""
-    names = sorted(tensors)
-    shapes = [(name, str(tensors[name].dtype), list(tensors[name].shape)) for name in names]
+    named = sorted(tensors.items())
+    shapes = [(name, str(tensor.dtype), list(tensor.shape)) for name, tensor in named]
     digest = hashlib.sha256(json.dumps([shapes, about], sort_keys=True).encode())
-    for name in names:
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+    for _, tensor in named:
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -88,24 +86,23 @@ def load(path: str | Path | None, optimizer: torch.optim.Optimizer, **modules) -
     A damaged checkpoint is deleted, with a message on stderr, and the previous one is loaded instead; if that is
     damaged too, training starts anew. Raises InputError if the file belongs to another network.
     """
-    damaged = []
+    damaged, state, epoch = [], None, 0
     for candidate in (Path(path), previous(path)) if path else ():
         try:
             state, about = read_tensors(candidate)
             epoch = int(about["epoch"])
+            break
         except FileNotFoundError:
             continue
         except (Damaged, KeyError, ValueError) as error:
             damaged.append(f"{candidate} is damaged ({error})")
             candidate.unlink(missing_ok=True)  # it must not take the place of a whole one
-            continue
-        if damaged:
-            _print(f"{damaged[0]}: going on from the one before it, after epoch {epoch}")
-        _restore(candidate, state, optimizer, modules)
-        return epoch
     if damaged:
-        _print(f"{'; '.join(damaged)}: there is no whole one, this stage starts anew")
-    return 0
+        rest = f"going on from the one before it, after epoch {epoch}" if epoch else "this stage starts anew"
+        tqdm.write(f"{'; '.join(damaged)}: {rest}", file=sys.stderr)  # without breaking a progress bar
+    if epoch:
+        _restore(candidate, state, optimizer, modules)
+    return epoch
 
 
 def drop(path: Path) -> None:
@@ -128,14 +125,9 @@ def _restore(path: Path, state: dict[str, Tensor], optimizer: torch.optim.Optimi
             module.load_state_dict(own, strict=True)
     except RuntimeError as error:
         raise InputError(f"{path} cannot be resumed: {str(error).splitlines()[0]}; delete it to start anew") from None
-    moments: dict[int, dict] = {}
-    for key, value in state.items():
+    moments: dict[int, dict] = defaultdict(dict)
+    for key in state:
         if key.startswith("optimizer/"):
             _, i, name = key.split("/")
-            moments.setdefault(int(i), {})[name] = value
+            moments[int(i)][name] = state[key]
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _print(line: str) -> None:
-    """Print a line to stderr without breaking a progress bar."""
-    tqdm.write(line, file=sys.stderr)

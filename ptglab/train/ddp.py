@@ -1,15 +1,12 @@
 """One network trained by many processes, each on its shard of every batch, by torch's DistributedDataParallel.
 
-    ptglab run 02_pretrain out.ipynb -p devices=all       # every GPU of this machine, from a notebook or the shell
-
-On several hosts that share a file system, a script calls `joined` where a notebook calls `run`, and each host starts it
-by `torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 train.py`:
+A notebook calls `run`. On several hosts that share a file system, a script calls `joined` instead, and each host
+starts it by `torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 train.py`:
 
     images = data.load("cifar10").images
     network = backbones.build("resnet18", 64, images, seed=0)
-    for record in ddp.joined(pretrain.train, network, images, "simclr", epochs=200, place=engine.prepare("cuda"),
-                             checkpoint="checkpoint.safetensors"):
-        print(record)
+    place = engine.prepare("cuda")
+    print(*ddp.joined(pretrain.train, network, images, "simclr", epochs=200, place=place, checkpoint="c.safetensors"))
     if os.environ["RANK"] == "0":
         backbones.save("model.safetensors", network)
 
@@ -69,19 +66,17 @@ class Shard:
         """Return the `total` rows of all shards, float32, in order; gradients flow into `z`, this shard's own rows."""
         if self.world == 1:
             return z
-        z, sizes = z.float(), [len(rows) for rows in torch.arange(total).tensor_split(self.world)]
-        padded = z.new_zeros(max(sizes), *z.shape[1:])  # gloo gathers equal sizes only
-        padded[: len(z)] = z.detach()
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
-        parts = [part[:size] for part, size in zip(parts, sizes, strict=True)]
-        parts[self.rank] = z
-        return torch.cat(parts)
+        z, own = z.float(), self.rows(total)
+        whole = z.new_zeros(total, *z.shape[1:])
+        whole[own] = z.detach()
+        dist.all_reduce(whole)  # gloo gathers equal sizes only; every row is a sum with zeros
+        whole[own] = z
+        return whole
 
     def parallel(self, network: nn.Module) -> nn.Module:
-        """Return `network` so that backward averages gradients over all shards: a loss is multiplied by `world` first.
+        """Return `network`, which keeps the weights, so that backward averages gradients over all shards.
 
-        `network` itself is changed in place and stays the one that holds the weights.
+        A loss is multiplied by `world` first.
         """
         if self.world == 1:
             return network
@@ -95,12 +90,12 @@ def count(devices: str, device: torch.device) -> int:
 
     Raises InputError if there are not so many.
     """
-    available = torch.cuda.device_count() if device.type == "cuda" else 1
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     if devices != "all" and not (devices.isascii() and devices.isdigit() and int(devices[:9]) >= 1):
         raise InputError(f"devices is '{devices}'; it must be all, or a number from 1")
-    number = available if devices == "all" else int(devices[:9])
-    if number > (CPU_MOST if device.type == "cpu" else available):
-        there = f"{available} GPUs here" if device.type == "cuda" else f"at most {CPU_MOST} processes on a CPU"
+    number = gpus or 1 if devices == "all" else int(devices[:9])
+    if number > (gpus or CPU_MOST):
+        there = f"{gpus} GPUs here" if gpus else f"at most {CPU_MOST} processes on a CPU"
         raise InputError(f"devices is {number}, but there are {there}: give devices=all")
     if number > 1 and device.index:
         raise InputError(f"{number} devices begin with the first GPU: give device=cuda instead of {device}")
@@ -110,10 +105,10 @@ def count(devices: str, device: torch.device) -> int:
 def run(devices: str, function: Callable[..., Iterator[dict]], *args, **kwargs) -> Iterator[dict]:
     """Return the records of `function(*args, **kwargs)`, a training loop, run by `devices` processes (see `count`).
 
-    "1" simply calls it. Otherwise the processes import `function` by its name, and rank 0 hands over each record and
-    waits until it is taken, so that no checkpoint counts an epoch whose record was lost; `history` is filled, and at
-    the end the modules among the arguments get the trained weights. kwargs must hold `place`. Raises what `function`
-    raises, and InputError if a process is lost.
+    "1" simply calls it. Otherwise the processes import `function` by its name. Rank 0 waits until a record is taken,
+    so that no checkpoint counts an epoch whose record was lost; `history` is filled, and at the end the modules among
+    the arguments get the trained weights. kwargs must hold `place`. Raises what `function` raises, and InputError if a
+    process is lost.
     """
     number = count(devices, kwargs["place"].device)
     return function(*args, **kwargs) if number == 1 else _spawned(number, function, args, kwargs)
@@ -126,12 +121,12 @@ def joined(function: Callable[..., Iterator[dict]], *args, **kwargs) -> Iterator
 
 def _member(rank: int, world: int, local: int, function: Callable, args: tuple, kwargs: dict, meeting: str = "env://"):
     """Join the processes that meet at a URL, and yield the records of `function`, run on this process's shard."""
-    place = replace(kwargs["place"], shard=Shard(rank, world, kwargs["place"].device.type == "cuda"))
-    if place.shard.synchronised:
+    on_gpu = kwargs["place"].device.type == "cuda"
+    place = replace(kwargs["place"], shard=Shard(rank, world, on_gpu))
+    if on_gpu:
         place = replace(place, device=torch.device("cuda", local))
         torch.cuda.set_device(local)
-    backend = "nccl" if place.shard.synchronised else "gloo"
-    dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=world, timeout=PATIENCE)
+    dist.init_process_group("nccl" if on_gpu else "gloo", meeting, PATIENCE, world, rank)
     try:
         yield from function(*args, **kwargs | {"place": place})
     finally:
@@ -140,34 +135,19 @@ def _member(rank: int, world: int, local: int, function: Callable, args: tuple, 
 
 def _spawned(number: int, function: Callable, args: tuple, kwargs: dict) -> Iterator[dict]:
     """Yield the records of `function`, run by `number` processes of this machine, and take over what they trained."""
+    here, there = multiprocessing.get_context("spawn").Pipe()
     with tempfile.TemporaryDirectory(prefix="ptglab-") as folder:
-        here, there = multiprocessing.get_context("spawn").Pipe()
         with writing(folder):
             packed = _packed((args, kwargs), folder)
-        job = there, folder, max(1, torch.get_num_threads() // number), function, *packed
-        context = multiprocessing.spawn(_work, (number, *job), number, join=False)
+        context = multiprocessing.spawn(_work, (number, there, folder, torch.get_num_threads(), function, *packed),
+                                        number, join=False)  # fmt: skip
         there.close()
         try:
-            done, history = False, kwargs.get("history")
-            with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # a process has ended: `join` says why
-                while not done:
-                    if here not in wait([here, *context.sentinels]):
-                        context.join(0, GRACE)
-                        continue
-                    record, margins = here.recv()
-                    if margins is not None:
-                        history[record["epoch"] - 1] = margins
-                    if done := record is None:
-                        break
-                    yield record
-                    if isinstance(history, np.memmap):
-                        history.flush()  # no later than the checkpoint that counts on it
-                    here.send("taken")
+            with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # all have ended: `join` says why
+                yield from _received(here, context, kwargs.get("history"))
             here.close()
             while not context.join(None, GRACE):
                 pass
-            if not done:
-                raise InputError(f"one of {number} processes was lost; {GO_ON}")
         except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException) as error:
             last = str(error).strip().splitlines()[-1]
             name, _, message = last.partition(": ")
@@ -176,19 +156,34 @@ def _spawned(number: int, function: Callable, args: tuple, kwargs: dict) -> Iter
                     raise kind(message) from None
             raise InputError(f"process {error.error_index} of {number} was lost ({last}); {GO_ON}") from None
         finally:
-            here.close()
             for process in context.processes:
                 process.kill()
                 process.join()
-        trained, _ = checkpoints.read_tensors(Path(folder, "trained.safetensors"))
+        trained, _ = checkpoints.read_tensors(Path(folder, "trained"))
         for i, module in enumerate(_modules(args, kwargs)):
             module.load_state_dict({name: trained[f"{i}/{name}"] for name in module.state_dict()})
             kwargs["place"].put(module)
 
 
+def _received(pipe, context, history: np.ndarray | None) -> Iterator[dict]:
+    """Yield the records of rank 0, and answer each once it is taken; raise what a process that failed has said."""
+    while True:
+        while pipe not in wait([pipe, *context.sentinels]):
+            context.join(0, GRACE)
+        record, margins = pipe.recv()
+        if record is None:
+            return
+        if margins is not None:
+            history[record["epoch"] - 1] = margins
+        yield record
+        if isinstance(history, np.memmap):
+            history.flush()  # no later than the checkpoint that counts on it
+        pipe.send("taken")
+
+
 def _work(rank: int, number: int, pipe, folder: str, threads: int, function: Callable, args: tuple, kwargs: dict):
     """Be one of the processes of `_spawned`."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(max(1, threads // number))
     torch.backends.cudnn.benchmark = True  # as `engine.prepare` does, which this process has not called
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
     os.environ["GLOO_SOCKET_IFNAME"] = loopback  # nothing listens to the network
@@ -198,9 +193,9 @@ def _work(rank: int, number: int, pipe, folder: str, threads: int, function: Cal
             pipe.send((record, None if history is None else history[record["epoch"] - 1]))
             pipe.recv()
     if rank == 0:
-        states = (module.state_dict().items() for module in _modules(args, kwargs))
-        trained = {f"{i}/{name}": value for i, state in enumerate(states) for name, value in state}
-        checkpoints.write_tensors(Path(folder, "trained.safetensors"), trained, {})
+        states = enumerate(module.state_dict() for module in _modules(args, kwargs))
+        trained = {f"{i}/{name}": value for i, state in states for name, value in state.items()}
+        checkpoints.write_tensors(Path(folder, "trained"), trained, {})
         pipe.send((None, None))
 
 
@@ -208,14 +203,15 @@ def _modules(args: tuple, kwargs: dict) -> list[nn.Module]:
     return [value for value in (*args, *kwargs.values()) if isinstance(value, nn.Module)]
 
 
+@dataclass
 class _Call:
     """Becomes the result of a function call where it is unpickled."""
 
-    def __init__(self, *call):
-        self.call = call
+    function: Callable
+    args: tuple
 
     def __reduce__(self):
-        return self.call[0], self.call[1:]
+        return self.function, self.args
 
 
 def _packed(value: object, folder: str) -> object:
@@ -225,11 +221,11 @@ def _packed(value: object, folder: str) -> object:
     if isinstance(value, dict):
         return {name: _packed(each, folder) for name, each in value.items()}
     if isinstance(value, nn.Module):
-        return _Call(_filled, copy.deepcopy(value).to("meta"), _packed(dict(value.state_dict()), folder))
+        return _Call(_filled, (copy.deepcopy(value).to("meta"), _packed(dict(value.state_dict()), folder)))
     if isinstance(value, Tensor):
         with tempfile.NamedTemporaryFile(suffix=".npy", dir=folder, delete=False) as file:
-            np.save(file, value.detach().cpu().numpy())
-        return _Call(_mapped, file.name)
+            np.save(file, value.numpy(force=True))
+        return _Call(_mapped, (file.name,))
     return value
 
 

@@ -3,6 +3,7 @@
 import ctypes
 import math
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import joblib
@@ -49,18 +51,13 @@ class Place:
         return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
     def resident(self, inputs: Tensor) -> Tensor:
-        """Return `inputs`, all rows, on the device if they fit there beside a network, and otherwise as they are."""
-        if self.device.type == "cuda" and not inputs.is_cuda:
-            free, _ = torch.cuda.mem_get_info(self.device)
-            if inputs.nbytes > RESIDENT_SHARE * free:
-                return inputs
-        return inputs.to(self.device)
+        """Return `inputs` on the device if they fit there beside a network, and otherwise as they are."""
+        moves = self.device.type == "cuda" and not inputs.is_cuda
+        fits = not moves or inputs.nbytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(self.device)[0]
+        return inputs.to(self.device) if fits else inputs
 
     def compiled(self, function: Callable, steps: int) -> Callable:
-        """Return `function`, compiled if `steps` calls of it pay for that: once for every module it is called with.
-
-        A network that many processes train is not compiled: its batch norms talk to each other.
-        """
+        """Return `function`, compiled if `steps` calls pay for that; not a network whose batch norms talk to others."""
         alone = function is not forward or self.shard.world == 1
         return _compiled(function) if alone and steps and steps >= self.compile_from else function
 
@@ -79,12 +76,9 @@ def place(device: str = "auto", precision: str = "auto", compile_from: float | N
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-        if chosen.type not in ("cpu", "cuda"):
-            raise RuntimeError
-    except RuntimeError:
-        raise InputError(f"unknown device '{device}': use auto, cpu, cuda or cuda:N") from None
+    if not re.fullmatch("cpu|cuda(:([0-9]|[1-9][0-9]))?", device):
+        raise InputError(f"unknown device '{device}': use auto, cpu, cuda or cuda:N")
+    chosen = torch.device(device)
     on_gpu = chosen.type == "cuda"
     if on_gpu and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
         raise InputError(f"device '{device}' is not here ({torch.cuda.device_count()} CUDA devices): use device=cpu")
@@ -99,8 +93,7 @@ def prepare(device: str = "auto", precision: str = "auto", compile_from: float |
     """Return `place(...)`, and set up this process for it: once, at the top of a notebook or a program.
 
     Sets the number of CPU threads to `threads()`; lets cuDNN search for the fastest convolutions, once, since batches
-    keep their shape; and makes glibc keep freed memory for the next array, where by itself it returns large blocks at
-    once and fetches them again, page by page, for the next layer.
+    keep their shape; and makes glibc keep freed memory for the next array, which it would fetch anew, page by page.
     """
     chosen = place(device, precision, compile_from)
     torch.set_num_threads(threads())
@@ -115,8 +108,7 @@ def prepare(device: str = "auto", precision: str = "auto", compile_from: float |
 def threads() -> int:
     """Return how many CPU threads to use: OMP_NUM_THREADS if set, else the cores this process may really use.
 
-    Those are the ones it is bound to, and no more than its control group's share of CPU time: a container with 2 of
-    64 cores would otherwise run 64 threads, which wait for each other.
+    A container with 2 of 64 cores would otherwise run 64 threads, which wait for each other.
     """
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return max(1, int(asked)) if asked.isdigit() else joblib.cpu_count()
@@ -129,7 +121,7 @@ def _can_compile(kind: str) -> bool:
     return sys.platform == "linux" and bool(shutil.which(os.environ.get(variable, default))) and headers.exists()
 
 
-@cache
+@cache  # compiled once
 def _compiled(function: Callable) -> Callable:
     return torch.compile(function, dynamic=False)  # kernels for any size would gain nothing on a CPU
 
@@ -151,7 +143,7 @@ def shuffled_batches(
     """Yield `rows` in random order, `batch_size` at a time, on their own device.
 
     With `drop_last` a smaller rest is left out, unless it is all there is; otherwise a rest of fewer than `least` rows
-    joins the batch before it, since batch norm cannot train on a single row.
+    joins the batch before it: batch norm cannot train on a single row.
     """
     order = rows[torch.randperm(len(rows), generator=rng, device=rng.device).to(rows.device)]
     sizes = batch_sizes(len(rows), batch_size, drop_last, least)
@@ -161,11 +153,12 @@ def shuffled_batches(
 def batch_sizes(rows: int, batch_size: int, drop_last: bool = False, least: int = 1) -> list[int]:
     """Return how many rows each of the batches of `shuffled_batches` has."""
     full, rest = divmod(rows, batch_size)
-    if full and drop_last:
-        return [batch_size] * full
-    if full and rest < least:
-        return [batch_size] * (full - 1) + [batch_size + rest]
-    return [batch_size] * full + [rest] * (rest > 0)
+    sizes = [batch_size] * full
+    if full and not drop_last and rest < least:
+        sizes[-1] += rest
+    elif rest and not (full and drop_last):
+        sizes.append(rest)
+    return sizes
 
 
 def prefetch(inputs: Tensor, batches: Iterable, device: torch.device) -> Iterator[tuple[Tensor | slice, Tensor]]:
@@ -175,17 +168,16 @@ def prefetch(inputs: Tensor, batches: Iterable, device: torch.device) -> Iterato
     by a thread, two batches ahead of their use, and copied without waiting.
     """
     if inputs.device.type == device.type:
-        for index in batches:
-            yield index, inputs[index]
+        yield from ((index, inputs[index]) for index in batches)
         return
     with ThreadPoolExecutor(1) as reader:
-        ahead = deque()
-        for index in batches:
-            ahead.append((index, reader.submit(_pinned, inputs, index)))
-            if len(ahead) > 2:
-                index, rows = ahead.popleft()
-                yield index, rows.result().to(device, non_blocking=True)
-        for index, rows in ahead:
+        batches, ahead = iter(batches), deque()
+        while True:
+            for index in islice(batches, 3 - len(ahead)):
+                ahead.append((index, reader.submit(_pinned, inputs, index)))
+            if not ahead:
+                return
+            index, rows = ahead.popleft()
             yield index, rows.result().to(device, non_blocking=True)
 
 
@@ -211,29 +203,25 @@ def in_parts(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def within_memory(step: Callable, *batch: Tensor, world: int = 1) -> object:
-    """Return `step(*batch)`; raise InputError, with the batch size that fits, if the device's memory is too small.
+    """Return `step(*batch)`, a training step; if memory is too small, raise InputError with the batch size that fits.
 
-    `step` trains on a batch. The batch is not split in two: batch norm and contrastive losses see it as a whole, so
-    that the result would differ. To find what fits, smaller batches are tried, which spoils the network; not so where
-    `world` processes train together.
+    Batch norm and contrastive losses see a batch as a whole: in two halves it would give another result. To find what
+    fits, smaller batches are tried, which spoils the network; not so where `world` processes train together.
     """
-    try:
+    with suppress(torch.OutOfMemoryError):
         return step(*batch)
-    except torch.OutOfMemoryError:
-        if world > 1:
-            raise InputError(f"a GPU's memory is too small for a batch shared by {world}: give a smaller batch_size, "
-                             "or more devices") from None  # fmt: skip
+    if world > 1:
+        raise InputError(f"a GPU's memory is too small for a batch shared by {world}: give a smaller batch_size, or "
+                         "more devices")  # fmt: skip
+    says = f"the GPU's memory is too small for a batch of {len(batch[0])}, and batch norm must see it whole"
     size = len(batch[0]) // 2
     while size >= 2:
         torch.cuda.empty_cache()
-        try:
+        with suppress(torch.OutOfMemoryError):
             step(*(rows[:size] for rows in batch))
-            break
-        except torch.OutOfMemoryError:
-            size //= 2
-    mend = f"batch_size={size} fits" if size >= 2 else "not even two rows fit: give a smaller width or image_size"
-    raise InputError(f"the GPU's memory is too small for a batch of {len(batch[0])}, and batch norm must see it whole: "
-                     f"{mend}")  # fmt: skip
+            raise InputError(f"{says}: batch_size={size} fits")
+        size //= 2
+    raise InputError(f"{says}: not even two rows fit: give a smaller width or image_size")
 
 
 @torch.inference_mode()

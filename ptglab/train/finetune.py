@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -52,48 +51,39 @@ def train(
     loss: a name of losses.SUPERVISED. average: moving averages of the weights, made by `ema`, which are what is
     scored and what the modules hold at the end. rows: returns the rows to train on in an epoch (from 0), int64, given
     those that are not held out, by default all of them; see `curriculum`.
-    With `checkpoint`, an unfinished run goes on from it. Raises InputError for what cannot be trained, or
-    not in the device's memory (the batch of a frozen backbone is split instead, to the same result up to rounding),
-    and FloatingPointError when the loss is no longer finite.
+    With `checkpoint`, an unfinished run goes on from it. Raises InputError for what cannot be trained, or not in the
+    device's memory (the batch of a frozen backbone is split instead, to the same result up to rounding), and
+    FloatingPointError when the loss is no longer finite.
     """
-    head_rate, backbone_rate = MODES[one_of("mode", mode, MODES)]
-    criterion = losses.SUPERVISED[one_of("loss", loss, losses.SUPERVISED)]
+    rates, criterion = MODES[one_of("mode", mode, MODES)], losses.SUPERVISED[one_of("loss", loss, losses.SUPERVISED)]
     if augmentation:
         augment.preset(augmentation)
     place = place or engine.place()
-    shard = place.shard
+    shard, frozen = place.shard, not rates[1]
     if batch_size < shard.least or epochs < 1:
         raise InputError(f"batch_size is {batch_size}, epochs {epochs}: they must be at least {shard.least} and 1")
-    not_held_out, held_out = _held_out(labels_given, validation, seed)
-    taken = [torch.from_numpy(rows(epoch, not_held_out) if rows else not_held_out) for epoch in range(epochs)]
-    if (fewest := min(map(len, taken))) < shard.least:
-        raise InputError(f"nothing to train: {fewest} rows beside {len(held_out)} held out")
+    held_out, taken = _split(labels_given, validation, seed, rows, epochs, shard.least)
     network = place.put(nn.Sequential(backbone, head))
-    groups = optim.parameter_groups([head], head_rate * batch_size / 128, WEIGHT_DECAY)
-    if backbone_rate:
-        groups += optim.parameter_groups([backbone], backbone_rate * batch_size / 128, WEIGHT_DECAY)
+    groups = optim.parameter_groups([head], rates[0] * batch_size / 128, WEIGHT_DECAY)
+    if not frozen:
+        groups += optim.parameter_groups([backbone], rates[1] * batch_size / 128, WEIGHT_DECAY)
     optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
-    modules = {"head": head, "backbone": backbone}
-    if average:
-        modules["averaged"] = place.put(average)
-    scored = average.module if average else network
-    first = checkpoints.load(checkpoint, optimizer, **modules)
+    modules = {"head": head, "backbone": backbone} | ({"averaged": place.put(average)} if average else {})
+    first, scored = checkpoints.load(checkpoint, optimizer, **modules), average.module if average else network
     inputs, labels = place.resident(inputs), torch.as_tensor(np.array(labels_given), device=place.device)
-    if test is not None:
-        test = place.resident(test[0]), test[1]
-    steps = [len(engine.batch_sizes(len(t), batch_size, least=shard.least)) for t in taken]
-    before, all_steps = [0, *accumulate(steps)], sum(steps)
+    test = test and (place.resident(test[0]), test[1])
+    steps = [len(engine.batch_sizes(len(chosen), batch_size, least=shard.least)) for chosen in taken]
     warmup = steps[0] * min(5, max(1, epochs // 10))
     plain = engine.forward, augment.apply  # for the last batch of another size, too
-    compiled = [place.compiled(f, all_steps * bool(backbone_rate)) for f in plain]
-    trained = shard.parallel(network if backbone_rate else head)
+    compiled = [place.compiled(function, 0 if frozen else sum(steps)) for function in plain]
+    trained = shard.parallel(head if frozen else network)
 
     def learn(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Take one step on the shard x of a batch with labels y [B], and return the whole batch's loss and logits."""
-        forward = (compiled if len(y) == batch_size else plain)[0]
+        forward, _ = compiled if len(y) == batch_size else plain
         with place.autocast():
             x = place.batch(x)
-            if not backbone_rate:  # its rows do not see each other: memory need not hold all at once
+            if frozen:  # its rows do not see each other: memory need not hold all at once
                 with torch.no_grad():
                     x = engine.in_parts(backbone, x)
             logits = shard.all_gather(forward(trained, x), len(y))
@@ -104,49 +94,32 @@ def train(
         return value.detach(), logits.detach().float()
 
     for epoch in range(first, epochs):
-        start, (total, right) = time.perf_counter(), torch.zeros(2, device=place.device)
-        head.train(), backbone.train(bool(backbone_rate))
-        margins = torch.empty(len(labels), device=place.device)
-        order = engine.generator("cpu", seed, epoch, "order")
-        rng = engine.generator(place.device, seed, epoch, "weak")
-        chosen = taken[epoch].to(inputs.device)
+        start, total = time.perf_counter(), torch.zeros((), device=place.device)
+        head.train(), backbone.train(not frozen)
+        margins, chosen = torch.empty(len(labels), device=place.device), taken[epoch].to(inputs.device)
+        order, rng = engine.generator("cpu", seed, epoch, "order"), engine.generator(place.device, seed, epoch, "weak")
         batches = list(engine.shuffled_batches(chosen, batch_size, order, least=shard.least))
         shards = engine.prefetch(inputs, (batch[shard.rows(len(batch))] for batch in batches), place.device)
-        for i, (index, (_, x)) in enumerate(zip(batches, shards, strict=True), before[epoch]):
-            optim.set_learning_rate(optimizer, optim.warmup_cosine(i, all_steps, warmup))
-            index = index.to(place.device, non_blocking=True)
-            change, y = (compiled if len(index) == batch_size else plain)[1], labels[index]
-            part = shard.rows(len(index)), len(index)
+        for step, (batch, (_, x)) in enumerate(zip(batches, shards, strict=True), sum(steps[:epoch])):
+            optim.set_learning_rate(optimizer, optim.warmup_cosine(step, sum(steps), warmup))
+            batch, part = batch.to(place.device, non_blocking=True), (shard.rows(len(batch)), len(batch))
+            _, change = compiled if len(batch) == batch_size else plain
             x = augment.weak(x, augmentation, rng, change, part) if augmentation else engine.to_float(x)
-            value, logits = engine.within_memory(learn, x, y, world=shard.world)
+            value, logits = engine.within_memory(learn, x, labels[batch], world=shard.world)
             if average:
                 average.update_parameters(network)
-            total += value * len(index)
-            margins[index] = margin = _margins(logits, y)
-            right += (margin > 0).sum()
-        record = {
-            "epoch": epoch + 1,
-            "loss": total.item() / len(chosen),
-            "learning_rate": optimizer.param_groups[0]["lr"],
-            "accuracy_train": right.item() / len(chosen),
-        }
+            total += value * len(batch)
+            margins[batch] = _margins(logits, labels[batch])
+        record = {"epoch": epoch + 1, "loss": total.item() / len(chosen),
+                  "learning_rate": optimizer.param_groups[0]["lr"]}  # fmt: skip
         if not math.isfinite(record["loss"]):
             raise FloatingPointError(checkpoints.diverged(epoch + 1, checkpoint))
-        rest = torch.as_tensor(np.setdiff1d(np.arange(len(labels)), taken[epoch]))
-        if len(rest):
-            there, x = rest.to(place.device), inputs[rest.to(inputs.device)]
-            margins[there] = _margins(engine.evaluate(scored, x, place), labels[there])
-        if len(held_out):
-            record["accuracy_validation"] = (margins[held_out.to(place.device)] > 0).float().mean().item()
-        if test is not None:
-            predicted = engine.evaluate(scored, test[0], place).argmax(1).cpu().numpy()
-            record["accuracy_test"] = float((predicted == test[1]).mean())
+        record |= _accuracies(margins, taken[epoch], held_out, scored, inputs, labels, test, place)
         if history is not None:
             history[epoch] = margins.cpu().numpy()
-        record["seconds"] = time.perf_counter() - start
-        yield record
+        yield record | {"seconds": time.perf_counter() - start}
         if shard.rank == 0:
-            if checkpoint and isinstance(history, np.memmap):
+            if isinstance(history, np.memmap):
                 history.flush()  # no later than the checkpoint that counts on it
             checkpoints.save(checkpoint, epoch + 1, optimizer, **modules)
     network.load_state_dict(scored.state_dict())
@@ -155,8 +128,8 @@ def train(
 def ema(backbone: nn.Module, head: nn.Module, decay: float) -> AveragedModel:
     """Return exponential moving averages of both modules' weights and statistics, for `train` to update at each step.
 
-    decay: of a step, above 0 and below 1; lower for the first steps, which are soon forgotten. Tarvainen & Valpola 2017
-    (arXiv 1703.01780), section 2. Raises InputError for another decay.
+    The decay of the first steps is lower, so that they are soon forgotten. Tarvainen & Valpola 2017 (arXiv 1703.01780),
+    section 2. Raises InputError for a decay that is not above 0 and below 1.
     """
     if not 0 < decay < 1:
         raise InputError(f"ema_decay is {decay}; it must be above 0 and below 1")
@@ -184,9 +157,7 @@ def curriculum(
     return partial(_most_trusted, np.asarray(labels_given), np.asarray(score), np.linspace(*keep_fraction, epochs))
 
 
-def _most_trusted(
-    labels: np.ndarray, score: np.ndarray, fractions: np.ndarray, epoch: int, rows: np.ndarray
-) -> np.ndarray:
+def _most_trusted(labels: np.ndarray, score: np.ndarray, fractions: np.ndarray, epoch: int, rows: np.ndarray):
     """Return those of `rows` that have the highest score of their label: the share of them that `epoch` takes."""
     order = rows[np.lexsort((-score[rows], labels[rows]))]  # by label, the most trusted first
     sizes = np.bincount(labels[rows])
@@ -194,16 +165,38 @@ def _most_trusted(
     return np.sort(order[rank < np.ceil(fractions[epoch] * sizes[labels[order]] - 1e-9)])
 
 
-def _held_out(labels_given: np.ndarray, validation: float, seed: int) -> tuple[np.ndarray, Tensor]:
-    """Return the rows that may be trained on, and a stratified share `validation` of all rows, held out; int64."""
-    if len(np.unique(labels_given)) < 2:
+def _split(
+    labels: np.ndarray, validation: float, seed: int, rows: Callable | None, epochs: int, least: int
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the rows that are held out, a stratified share, and those that each epoch trains on; see `train`."""
+    if len(np.unique(labels)) < 2:
         raise InputError("there is only one class among the given labels: nothing to tell apart")
     if not 0 <= validation <= 0.5:
         raise InputError(f"validation is {validation}; it must lie between 0 and 0.5")
-    out = np.zeros(len(labels_given), bool)
-    if validation:
-        out = engine.folds(labels_given, round(1 / validation), seed) == 0
-    return np.flatnonzero(~out), torch.from_numpy(np.flatnonzero(out))
+    out = engine.folds(labels, round(1 / validation), seed) == 0 if validation else np.zeros(len(labels), bool)
+    others = np.flatnonzero(~out)
+    taken = [torch.from_numpy(rows(epoch, others) if rows else others) for epoch in range(epochs)]
+    if (fewest := min(map(len, taken))) < least:
+        raise InputError(f"nothing to train: {fewest} rows beside {out.sum()} held out")
+    return torch.from_numpy(np.flatnonzero(out)), taken
+
+
+def _accuracies(
+    margins: Tensor, taken: Tensor, held_out: Tensor, scored: nn.Module, inputs: Tensor, labels: Tensor,
+    test: tuple[Tensor, np.ndarray] | None, place: engine.Place,
+) -> dict[str, float]:  # fmt: skip
+    """Return an epoch's accuracies, after filling the `margins` of the rows it did not train on; see `train`."""
+    found = {"accuracy_train": (margins[taken.to(place.device)] > 0).sum().item() / len(taken)}
+    rest = torch.as_tensor(np.setdiff1d(np.arange(len(labels)), taken))
+    if len(rest):
+        there, x = rest.to(place.device), inputs[rest.to(inputs.device)]
+        margins[there] = _margins(engine.evaluate(scored, x, place), labels[there])
+    if len(held_out):
+        found["accuracy_validation"] = (margins[held_out.to(place.device)] > 0).float().mean().item()
+    if test:
+        predicted = engine.evaluate(scored, test[0], place).argmax(1).cpu().numpy()
+        found["accuracy_test"] = float((predicted == test[1]).mean())
+    return found
 
 
 def _margins(logits: Tensor, labels: Tensor) -> Tensor:
@@ -231,10 +224,9 @@ def cross_fit(
 
     start: returns a new (backbone, head) for every fold. probs: float32 [N, K], filled with probabilities no row's
     label had a part in. trusted: bool [N], the rows that are trained on, by default all. loop: `train`, or
-    `partial(ddp.run, devices, train)`. options: those of `train`, without history, rows, average and validation, which
-    belong to one network and are refused with an InputError. With `checkpoint`, every fold keeps its state beside it,
-    and an unfinished run goes on from there.
-    Records are `train`'s, with the fold; `epoch` counts through.
+    `partial(ddp.run, devices, train)`. options: those of `train`; an InputError refuses history, rows, average and
+    validation, which belong to one network. With `checkpoint`, every fold keeps its state beside it, and an unfinished
+    run goes on from there. Records are `train`'s, with the fold; `epoch` counts through.
     """
     if refused := sorted({"history", "rows", "average", "validation"} & options.keys()):
         raise InputError(f"cross_fit trains one network a fold: it takes no {', '.join(refused)}")

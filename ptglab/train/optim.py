@@ -13,13 +13,10 @@ def parameter_groups(modules: Iterable[nn.Module], learning_rate: float, weight_
     Each group carries `base_lr`, which `set_learning_rate` scales, and `adapt`, whether LARS adapts it.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    heavy = [p for p in parameters if p.ndim > 1]
-    light = [p for p in parameters if p.ndim <= 1]
-    groups = [
-        dict(params=heavy, weight_decay=weight_decay, adapt=True),
-        dict(params=light, weight_decay=0.0, adapt=False),
-    ]
-    return [dict(group, lr=learning_rate, base_lr=learning_rate) for group in groups if group["params"]]
+    heavy, light = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+    groups = {"params": heavy, "weight_decay": weight_decay, "adapt": True}, {"params": light, "adapt": False}
+    rates = {"lr": learning_rate, "base_lr": learning_rate, "weight_decay": 0.0}
+    return [rates | group for group in groups if group["params"]]
 
 
 def warmup_cosine(step: int, steps: int, warmup: int) -> float:
@@ -62,7 +59,7 @@ class LARS(torch.optim.Optimizer):
             if group["adapt"]:
                 updates = torch._foreach_mul(updates, self._trust(group, params, updates))
             for p in params:
-                if "momentum_buffer" not in self.state[p]:
+                if not self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             momenta = [self.state[p]["momentum_buffer"] for p in params]
             torch._foreach_mul_(momenta, group["momentum"])
@@ -77,5 +74,4 @@ class LARS(torch.optim.Optimizer):
         trust = group["eta"] * weight_norms / (update_norms + 1e-8)
         if group["clip"]:
             trust = (trust / group["lr"]).clamp(max=1.0)
-        trust = torch.where((weight_norms > 0) & (update_norms > 0), trust, 1.0)
-        return list(trust.unbind())
+        return list(torch.where((weight_norms > 0) & (update_norms > 0), trust, 1.0).unbind())

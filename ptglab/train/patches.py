@@ -13,12 +13,10 @@ from torch import Tensor, nn
 from ptglab.errors import InputError
 from ptglab.train import checkpoints, engine
 
-SAMPLES = 50_000  # patches that filters are learned from
-ROUNDS = 15  # of k-means
+SAMPLES, ROUNDS = 50_000, 15  # patches that filters are learned from, and rounds of k-means
 FLAT = 10.0  # added to the variance of a patch's grey levels, 0 to 255, as in the paper
 SMOOTH = 0.1  # added to the variance of each direction before whitening, as in the paper
-MOST = 4000  # images that the principal directions are taken from
-BLOCK = 64  # images at a time: responses are many
+MOST, BLOCK = 4000, 64  # images for the principal directions; images at a time, since responses are many
 POOLED = 2  # regions a side that responses are averaged over
 
 
@@ -50,10 +48,6 @@ class Patches(nn.Module):
         self.filters, self.offset = filters.view(-1, *self.filters.shape[1:]), filters @ mean
         self.centroids = centroids
 
-    def project(self, means: Tensor, directions: Tensor) -> None:
-        """Set what turns pooled responses [B, R] into features: their `means` [R] and `directions` [R, D]."""
-        self.means, self.directions, self.sizes["out"] = means, directions, directions.shape[1]
-
     def forward(self, x: Tensor) -> Tensor:
         pooled = torch.cat([self.responses(block) for block in x.split(BLOCK)]) - self.means
         return pooled @ self.directions if self.sizes["out"] else pooled
@@ -83,11 +77,10 @@ def learn(
     place, (n, channels, height, width) = place or engine.place(), images.shape
     side = min(side, height, width)
     rng = engine.generator("cpu", seed, "patches")
-    rows = torch.randint(0, n, (SAMPLES,), generator=rng)
-    top = torch.randint(0, height - side + 1, (SAMPLES,), generator=rng)
-    left = torch.randint(0, width - side + 1, (SAMPLES,), generator=rng)
+    ends = n, height - side + 1, width - side + 1
+    rows, top, left = (torch.randint(0, end, (SAMPLES, 1, 1), generator=rng) for end in ends)
     steps = torch.arange(side)
-    x = images[rows[:, None, None], :, (top[:, None] + steps)[:, :, None], (left[:, None] + steps)[:, None]]
+    x = images[rows, :, top + steps[:, None], left + steps]
     x = x.permute(0, 3, 1, 2).flatten(1).float().to(place.device)  # [SAMPLES, C side side]
     x = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + FLAT).sqrt()
     mean = x.mean(0)
@@ -100,7 +93,8 @@ def learn(
     means, deviation = sample.mean(0), sample.std(0, correction=0).clamp(min=1e-6)
     sample = (sample - means) / deviation
     _, vectors = torch.linalg.eigh(sample.T @ sample)
-    network.project(means, vectors.flip(1)[:, : min(out, len(sample) - 1)] / deviation[:, None])
+    network.means, network.directions = means, vectors.flip(1)[:, : min(out, len(sample) - 1)] / deviation[:, None]
+    network.sizes["out"] = network.directions.shape[1]
     return network
 
 
@@ -124,8 +118,8 @@ def _k_means(x: Tensor, number: int) -> Tensor:
     """Return centroids [K, P] of x [M, P], whose rows lie in random order."""
     centroids = x[:number].clone()
     for _ in range(ROUNDS):
-        nearest = [(centroids.square().sum(1) / 2 - block @ centroids.T).argmin(1) for block in x.split(10_000)]
-        nearest = torch.cat(nearest)
+        halves = centroids.square().sum(1) / 2
+        nearest = torch.cat([(halves - block @ centroids.T).argmin(1) for block in x.split(10_000)])
         counts = torch.bincount(nearest, minlength=number)[:, None]
         sums = torch.zeros_like(centroids).index_add_(0, nearest, x)
         centroids = torch.where(counts > 0, sums / counts.clamp(min=1), centroids)

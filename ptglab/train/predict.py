@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -29,17 +29,19 @@ def features(
     """
     place = place or engine.place()
     backbone = place.put(backbone)
-    for start in range(0, len(images), BLOCK_ROWS):
-        part = engine.evaluate(backbone, images[start : start + BLOCK_ROWS], place).cpu().numpy()
+    for rows in _blocks(len(images), BLOCK_ROWS):
+        part = engine.evaluate(backbone, images[rows], place).cpu().numpy()
         if into is None:
             into = np.empty((len(images), part.shape[1]), np.float32)
-        into[start : start + len(part)] = part
+        into[rows] = part
     return into
 
 
-def probabilities(
-    backbone: nn.Module, head: nn.Module, inputs: Tensor, place: engine.Place | None = None
-) -> np.ndarray:
+def _blocks(n: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def probabilities(backbone: nn.Module, head: nn.Module, inputs: Tensor, place: engine.Place | None = None):
     """Return softmax probabilities float32 [N, K] of images, or of features with `nn.Identity()` as backbone.
 
     Not for detectors if the network has seen the labels of these rows: it would confirm what it has learned.
@@ -81,11 +83,11 @@ def out_of_fold(
     weight, bias = linear_heads(features, every, num_classes, seen=learned, l2=l2, device=device)
     weight, bias = (torch.as_tensor(a, device=device) for a in (weight, bias))
     probs = np.zeros((*versions.shape, num_classes), np.float32)
-    for start in range(0, n, BLOCK_ROWS):
-        x = torch.as_tensor(np.array(features[start : start + BLOCK_ROWS], np.float32), device=device)
-        for head, out in enumerate(~seen[:, start : start + BLOCK_ROWS]):
+    for block in _blocks(n, BLOCK_ROWS):
+        x = torch.as_tensor(np.array(features[block], np.float32), device=device)
+        for head, out in enumerate(~seen[:, block]):
             logits = torch.addmm(bias[head], x[torch.from_numpy(out).to(x.device)], weight[head])
-            rows = start + np.flatnonzero(out)
+            rows = block.start + np.flatnonzero(out)
             probs[head // (repeats * folds), rows] += logits.softmax(1).cpu().numpy() / repeats
     return probs.reshape(*np.shape(labels_given), num_classes)
 
@@ -99,13 +101,13 @@ def linear_heads(
     l2: float = 100.0,
     device: torch.device | str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fit H multinomial logistic regressions on the same features in one problem.
+    """Fit H multinomial logistic regressions on the same features in one problem; return (weight, bias).
 
     features: float32 [N, D], which may be mapped to a file: more than HELD are read in blocks, again for each step of
     the search, some sixty times. labels_given: int64 [H, N], a row a head; seen: bool [H, N], the rows each head is
-    fitted on, by default all. Each head minimises its summed cross entropy plus l2/2 ||W||^2 on standardised
-    features, bias free. Returns float32 (weight [H, D, K], bias [H, K]) for the features as they are.
-    Raises InputError for labels of a single class or beyond `num_classes`.
+    fitted on, by default all. Each head minimises its summed cross entropy plus l2/2 ||W||^2 on standardised features,
+    bias free. weight [H, D, K] and bias [H, K], float32, are for the features as they are. Raises InputError for
+    labels of a single class or beyond `num_classes`.
 
     Features are turned so that the bound of Boehning 1992 (Annals of the Institute of Statistical Mathematics 44) on
     every head's Hessian is the identity. L-BFGS (Nocedal & Wright 2006, algorithm 7.4) starts from that bound, with a
@@ -126,28 +128,22 @@ def linear_heads(
     seen = torch.ones_like(y, dtype=torch.bool) if seen is None else torch.as_tensor(seen, device=turn.device).mT
     seen, decay = seen.float(), turn.mT @ (penalty[:, None] * turn)
     shape = (len(turn), num_classes, y.shape[1])  # [D + 1, K, H]; heads lie last, so that each sum below is over rows
-    step = max(1, BLOCK_ELEMENTS // (num_classes * y.shape[1]))
-    blocks = [slice(start, start + step) for start in range(0, len(y), step)]
-    held = None
-    if math.prod(features.shape) <= HELD:
-        held = torch.empty(len(y), len(turn), device=turn.device)
-        for rows in blocks:
-            held[rows] = rows_at(rows) @ turn
+    blocks = _blocks(len(y), max(1, BLOCK_ELEMENTS // (num_classes * y.shape[1])))
+    held = [rows_at(rows) @ turn for rows in blocks] if math.prod(features.shape) <= HELD else None
 
-    def turned(rows: slice) -> Tensor:
-        return rows_at(rows) @ turn if held is None else held[rows]
+    def turned() -> Iterable[tuple[slice, Tensor]]:
+        return zip(blocks, held or (rows_at(rows) @ turn for rows in blocks), strict=True)
 
     target = torch.zeros(shape, device=turn.device)  # sum of the features of each class's rows
-    for rows in blocks:
-        given = torch.zeros(len(y[rows]), *shape[1:], device=y.device).scatter_(1, y[rows, None], seen[rows, None])
-        target += (turned(rows).mT @ given.flatten(1)).view(shape)
+    for rows, z in turned():
+        given = torch.zeros(len(z), *shape[1:], device=y.device).scatter_(1, y[rows, None], seen[rows, None])
+        target += (z.mT @ given.flatten(1)).view(shape)
 
     def objective(v: Tensor) -> tuple[Tensor, Tensor]:
         """Return loss [H] and gradient at v, both [D + 1, K, H]."""
         shrink = (decay @ v.flatten(1)).view(shape)
         loss, gradient = (v * (shrink / 2 - target)).sum((0, 1)), shrink - target
-        for rows in blocks:
-            z = turned(rows)
+        for rows, z in turned():
             logits = (z @ v.flatten(1)).view(-1, *shape[1:])  # [B, K, H]
             largest = logits.amax(1, keepdim=True)
             p = logits.sub_(largest).exp_()
@@ -162,9 +158,7 @@ def linear_heads(
     return weight.cpu().numpy(), (bias - mean @ weight).cpu().numpy()
 
 
-def _standardised(
-    features: np.ndarray, device: torch.device | str
-) -> tuple[Callable[[slice], Tensor], Tensor, Tensor, Tensor]:
+def _standardised(features: np.ndarray, device: torch.device | str) -> tuple[Callable, Tensor, Tensor, Tensor]:
     """Return (function of rows to float32 [B, D + 1], mean [D], std [D], the products of all columns [D + 1, D + 1]).
 
     The function standardises features; the last one is 1 and carries the bias. Sums are float64, over blocks.
@@ -176,7 +170,7 @@ def _standardised(
         x = torch.as_tensor(np.array(features[rows], np.float32), device=device)
         return torch.cat([(x - mean) / std, torch.ones_like(x[:, :1])], 1)
 
-    blocks = [slice(start, start + BLOCK_ROWS) for start in range(0, n, BLOCK_ROWS)]
+    blocks = _blocks(n, BLOCK_ROWS)
     mean += sum(rows_at(rows)[:, :-1].sum(0, dtype=torch.float64) for rows in blocks).float() / n
     squares = sum(rows_at(rows)[:, :-1].double().square().sum(0) for rows in blocks)
     std *= (squares / max(1, n - 1)).sqrt().float().clamp(min=1e-6)

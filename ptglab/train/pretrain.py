@@ -81,28 +81,26 @@ def train(
     [N] is passed, `knn_accuracy` against it: the labels are looked at, never learned from. `augmentation` names
     a preset, `projection` the width of the projector; both default to the method's own. `schedule` names a row of
     SCHEDULES, whose rate `learning_rate` overrides. Many processes train as one if `place` has a shard; see `ddp.run`.
-    With `checkpoint`, every epoch's state is written there once its record was taken, and an unfinished run goes on
-    from it, drawing what it would have drawn: an epoch may be recorded twice, but never lost. Raises InputError for an
-    unknown name, a size that cannot be trained or a batch that the device's memory cannot hold, and FloatingPointError
-    when the loss is no longer finite.
+    With `checkpoint`, an unfinished run goes on from it, drawing what it would have drawn: an epoch may be recorded
+    twice, but never lost. Raises InputError for an unknown name, a size that cannot be trained or a batch that the
+    device's memory cannot hold, and FloatingPointError when the loss is no longer finite.
     """
     spec, plan = METHODS[one_of("method", method, METHODS)], SCHEDULES[one_of("schedule", schedule, SCHEDULES)]
-    augmentation = augmentation or spec.views
-    augment.preset(augmentation)
+    augment.preset(augmentation := augmentation or spec.views)
     place = place or engine.place()
     shard, batch_size = place.shard, min(batch_size, len(images))
     if batch_size < shard.least or epochs < 1:
         raise InputError(f"nothing to train: {len(images)} images, batch_size {batch_size}, epochs {epochs}")
     hidden, out = (projection or spec.hidden), min(spec.out, projection or spec.out)
     projector = backbones.projector(backbone.num_features, hidden, out, spec.layers, seed)
-    backbone, projector = place.put(backbone), place.put(projector)
+    modules = {"backbone": place.put(backbone), "projector": place.put(projector)}
     rate = (learning_rate or plan.rate * spec.learning_rate) * batch_size / 256
-    optimizer = optim.LARS(optim.parameter_groups([backbone, projector], rate, WEIGHT_DECAY), lr=rate)
-    first = checkpoints.load(checkpoint, optimizer, backbone=backbone, projector=projector)
+    optimizer = optim.LARS(optim.parameter_groups(modules.values(), rate, WEIGHT_DECAY), lr=rate)
+    first = checkpoints.load(checkpoint, optimizer, **modules)
     network, images = shard.parallel(nn.Sequential(backbone, projector)), place.resident(images)
-    rows = torch.arange(len(images), device=images.device)
-    steps, own = len(engine.batch_sizes(len(rows), batch_size, drop_last=True)), shard.rows(batch_size)
+    rows, own = torch.arange(len(images), device=images.device), shard.rows(batch_size)
     part = None if shard.world == 1 else (own, batch_size)
+    steps = len(images) // batch_size  # in an epoch: a smaller rest is left out
     warmup = steps * min(10, max(1, epochs // 10))
     forward, change = (place.compiled(f, epochs * steps) for f in (engine.forward, augment.apply))
 
@@ -138,7 +136,7 @@ def train(
             record["knn_accuracy"] = _knn_accuracy(backbone, images, labels_given, place)
         yield record
         if shard.rank == 0:
-            checkpoints.save(checkpoint, epoch + 1, optimizer, backbone=backbone, projector=projector)
+            checkpoints.save(checkpoint, epoch + 1, optimizer, **modules)
 
 
 def _knn_accuracy(backbone: nn.Module, images: Tensor, labels: np.ndarray, place: engine.Place) -> float:

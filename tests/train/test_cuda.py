@@ -46,11 +46,6 @@ def test_losses_equal_the_cpu(loss):
     torch.testing.assert_close(loss(z1.cuda(), z2.cuda()).cpu(), loss(z1, z2), rtol=1e-3, atol=1e-3)
 
 
-def test_neighbours_equal_the_cpu():
-    x = torch.randn(300, 16)
-    np.testing.assert_allclose(neighbours.nearest(x.cuda(), 5)[0], neighbours.nearest(x, 5)[0], atol=2e-3)
-
-
 @pytest.mark.parametrize("method", pretrain.METHODS)
 def test_the_whole_way_runs(few, method):
     place = engine.place("cuda")

@@ -222,15 +222,6 @@ def test_margins_over_epochs_point_at_planted_flips(cpu):
     assert records[-1]["accuracy_train"] < 0.75  # of labels of which 30 % are wrong
 
 
-# ---- another loss
-
-
-# ---- averaged weights
-
-
-# ---- rows admitted by a score
-
-
 def test_held_out_rows_are_never_trained_on(cpu, monkeypatch):
     """With the folds pinned, other labels and other inputs of the held-out rows leave the weights as they are."""
     x, labels, _ = small()

@@ -197,22 +197,6 @@ def test_labels_no_head_can_learn_are_named(call, labels, words):
     refused(*words, call=call)(random_features(20, 4), labels, 2)
 
 
-def visited(start: torch.Tensor, *heads) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Minimise `heads`, functions of [D, K], from `start`; return the points [T, D, K, H], losses [T, H] and result."""
-    points, losses = [], []
-
-    def objective(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        v = v.clone().requires_grad_()
-        loss = torch.stack([head(v[..., i]) for i, head in enumerate(heads)])
-        gradient = torch.autograd.grad(loss.sum(), v)[0]
-        points.append(v.detach())
-        losses.append(loss.detach())
-        return losses[-1], gradient
-
-    found = predict._lbfgs(objective, start[..., None].repeat(1, 1, len(heads)))
-    return torch.stack(points), torch.stack(losses), found
-
-
 def test_read_only_arrays_are_taken_silently():
     """Arrays of a run folder are read-only memory maps, of which torch warns once a process; here each time."""
     given, _, _, features = planted(n=100)
