@@ -5,6 +5,7 @@ What needs torch is imported in the commands that need it: help and mistakes sho
 
 import importlib.metadata
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -77,7 +78,7 @@ def audit(source: str, out: Path | None, parameter: tuple[str, ...], **options) 
     from ptglab import data
     from ptglab.audit import stages
 
-    out = out or Path("runs", "audit", Path(source).resolve().stem)
+    out = out or Path("runs", "audit", Path(os.path.realpath(source)).stem)
     given = [f"{name}={value}" for name, value in options.items() if value != ""]
     values = notebooks.values(stages.NOTEBOOK, [f"dataset={source}", f"run_dir={out}", *given, *parameter])
     chosen = notebooks.declared_parameters(stages.NOTEBOOK) | values

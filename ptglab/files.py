@@ -76,16 +76,19 @@ def read_csv(path: Path) -> "pd.DataFrame":
 
 
 @contextmanager
-def writing(folder: str | Path) -> Iterator[None]:
-    """Raise InputError for the system's errors in the block that a person can mend; they concern `folder`."""
+def writing(folder: str | Path, every: bool = False) -> Iterator[None]:
+    """Raise InputError for the system's errors in the block that a person can mend; they concern `folder`.
+
+    `every`: for all of the system's errors, where the block does nothing but write what a person has named.
+    """
     try:
         yield
     except Exception as error:
         said = re.search(r"\(os error (\d+)\)", str(error))  # as safetensors writes it
         number = int(said[1]) if said else getattr(error, "errno", None)
-        if number not in REFUSALS:
+        if number not in REFUSALS and not (every and isinstance(error, OSError)):
             raise
-        raise InputError(f"cannot write {folder}: {REFUSALS[number]}") from None
+        raise InputError(f"cannot write {folder}: {REFUSALS.get(number) or error.strerror or error}") from None
 
 
 def allocate(file: IO | int, size: int) -> None:

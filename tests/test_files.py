@@ -79,6 +79,19 @@ def test_other_errors_stay_what_they_are(tmp_path, error):
     assert caught.value is error
 
 
+@pytest.mark.parametrize(
+    "number", [errno.EIO, errno.ELOOP, errno.ENOENT, errno.EISDIR], ids=lambda n: errno.errorcode[n]
+)
+def test_where_a_person_named_what_is_written_every_error_of_the_system_is_one_line(tmp_path, number):
+    with (
+        pytest.raises(InputError, match=f"cannot write .*: {os.strerror(number)}$"),
+        files.writing(tmp_path, every=True),
+    ):
+        raise OSError(number, os.strerror(number))
+    with pytest.raises(KeyError), files.writing(tmp_path, every=True):
+        raise KeyError("x")
+
+
 def test_place_on_the_disk_is_taken(tmp_path):
     with open(tmp_path / "file", "wb") as file:
         files.allocate(file, 100_000)

@@ -4,9 +4,10 @@ A stage is a folder of the run folder. What it has finished is read from there, 
 """
 
 import math
+import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ptglab import data
+from ptglab import data, files
 from ptglab.audit import exports
 from ptglab.data.decode import allocate
 from ptglab.detect import duplicates, label_errors, neighbours, noise_rate, suspects
@@ -64,13 +65,17 @@ def plan(budget: str, detector: str, flag: str) -> Budget:
 
 @contextmanager
 def refusal_leaves_nothing(out: str | Path) -> Iterator[None]:
-    """Delete the folder `out` if the block raises InputError before any work was done, unless it was there before."""
-    was_there = Path(out).exists()
+    """Delete the folder `out` if the block raises InputError before any work was done.
+
+    Not if it was there before, or if another process is at work there.
+    """
+    was_there = os.path.lexists(out)
     try:
         yield
     except InputError:
-        if not was_there and not Path(out, "pretrain").exists():
-            shutil.rmtree(out, ignore_errors=True)
+        if not was_there and os.path.isdir(out) and not Path(out, "pretrain").exists():
+            with suppress(InputError), files.lock(Path(out), "process", shared=True):
+                shutil.rmtree(out, ignore_errors=True)
         raise
 
 

@@ -44,8 +44,6 @@ def apply(
         return check_labels(human, num_classes).copy()
     if kind == "none":
         return labels.copy()
-    if num_classes < 2:
-        raise InputError("there is only one class: labels cannot be wrong")
     rng = np.random.default_rng(seed)
     if kind == "instance":
         if images is None or len(images) != len(labels):
@@ -76,6 +74,7 @@ def transition_matrix(
             size = f"{num_classes} x {num_classes}"
             raise InputError(f"transition noise needs a matrix of {size}, its rows probabilities that sum to 1")
         return t
+    _check_classes(num_classes)
     if kind == "uniform":
         each = rate / num_classes if include_self else rate / (num_classes - 1)
         t = np.where(np.eye(num_classes), 0, each)
@@ -122,6 +121,11 @@ def check_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return labels
 
 
+def _check_classes(num_classes: int) -> None:
+    if num_classes < 2:
+        raise InputError("there is only one class: labels cannot be wrong")
+
+
 def _instance_rows(
     labels: np.ndarray, rate: float, num_classes: int, images: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
@@ -130,6 +134,7 @@ def _instance_rows(
     Each image flips with its own rate, a normal of deviation 0.1 about `rate` drawn again until it lies in 0..1; where
     to, is the softmax of its pixels times a random projection of its class.
     """
+    _check_classes(num_classes)
     pixels = np.asarray(images).reshape(len(labels), -1).astype(np.float32)
     pixels = (pixels - pixels.mean()) / (pixels.std() + 1e-6)
     rates = rng.normal(rate, 0.1, len(labels))

@@ -40,7 +40,8 @@ def estimate(
     one_of("method", method, METHODS)
     labels, rng, fewest = np.asarray(labels), np.random.default_rng(seed), 2 if method == "joint" else 3
     read = {"probs": probs} if method == "joint" else {"features": features, "neighbours": neighbours}
-    used = {name: np.asarray(array) for name, array in read.items() if array is not None}
+    used = {name: array for name, array in read.items() if array is not None}
+    used = {name: array if name == "neighbours" else np.asarray(array) for name, array in used.items()}
     if not used:
         raise InputError(f"method '{method}' needs {' or '.join(read)}")
     check(labels, **used)

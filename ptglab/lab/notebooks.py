@@ -97,7 +97,7 @@ def execute(notebook: str, out: Path, values: dict) -> None:
     literal = [path.replace("{", "{{").replace("}", "}}") for path in (source, str(running))]
     near = "/tmp" if len(os.fsencode(tempfile.gettempdir())) > 70 else None  # paths of sockets have 107 bytes at most
     try:
-        with writing(out), tempfile.TemporaryDirectory(prefix="ptglab-", dir=near) as sockets:
+        with writing(out, every=True), tempfile.TemporaryDirectory(prefix="ptglab-", dir=near) as sockets:
             out.parent.mkdir(parents=True, exist_ok=True)
             papermill.execute_notebook(
                 *literal, values, kernel_name="python3", progress_bar=False,

@@ -222,7 +222,7 @@ def start(path: str | Path, changeable: Iterable[str] = (), **params) -> Run:
     difference, if they are others, if another process is at work there, or if the folder cannot be written.
     """
     changeable = set(changeable)
-    with files.writing(path):
+    with files.writing(path, every=True):
         Path(path).mkdir(parents=True, exist_ok=True)
     run = Run(path, files.hold(Path(path), "process"))
     stored = run.params if (run.path / "params.json").exists() else {}

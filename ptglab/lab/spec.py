@@ -88,10 +88,11 @@ def read(path: str | Path, overrides: dict[str, str] | None = None) -> Spec:
         spec = Spec.model_validate(found)
         for grid in spec.grids:
             grid.parameters.update({name: value for name, value in given.items() if name in grid.parameters})
-        spec.parameters.update(given)
-        return Spec.model_validate(spec.model_dump(warnings=False))
+        spec = Spec.model_validate(spec.model_dump(warnings=False))
     except ValidationError as error:
         raise InputError(f"{path}: {_first(error)}") from None
+    spec.parameters.update(given)  # a list is of the grids that have the parameter; `plan` refuses it elsewhere
+    return spec
 
 
 def _yaml(text: str) -> object:

@@ -53,7 +53,7 @@ def estimate(cells: list[Cell], out: Path, jobs: int) -> float:
     neither is known.
     """
     took = {}
-    with suppress(FileNotFoundError, ValueError, KeyError):  # the last line may be torn
+    with suppress(OSError, ValueError, KeyError):  # the last line may be torn
         took = pd.read_csv(out / "cells.csv").groupby("notebook")["seconds"].mean()
     return sum(took.get(c.notebook, c.seconds or math.nan) for c in cells if not c.finished(out)) / jobs
 
@@ -68,8 +68,8 @@ def run(
     TABLES) gathered from them, or from `gathered`, `cells.csv`, which says how long each took, and `log.txt`. A failed
     cell leaves the others alone. Raises InputError if another sweep is at work in `out`, or if the cluster fails.
     """
-    out, gathered, latest = Path(out).resolve(), cells if gathered is None else gathered, -math.inf
-    with files.writing(out):
+    out, gathered, latest = Path(os.path.realpath(out)), cells if gathered is None else gathered, -math.inf
+    with files.writing(out, every=True):
         out.mkdir(parents=True, exist_ok=True)
     with files.lock(out, "sweep"):
         yield from (Event(cell, "skipped") for cell in cells if cell.finished(out))

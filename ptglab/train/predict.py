@@ -74,6 +74,8 @@ def out_of_fold(
     """
     versions = np.atleast_2d(labels_given)
     n = versions.shape[1]
+    if features.shape[0] != n:
+        raise InputError(f"features have {features.shape[0]} rows for {n} labels")
     if not 2 <= folds <= n:
         raise InputError(f"{n} rows cannot be split into {folds} folds: use 2 to {n}")
     fold = np.stack([engine.folds(labels, folds, seed + 1000 * i) for labels in versions for i in range(repeats)])

@@ -46,6 +46,35 @@ def test_every_detector_can_decide_and_flags_are_ways_or_numbers():
         refused(f"'{wrong}'", "own, rate", call=stages.plan)("quick", "knn", wrong)
 
 
+def refuse(out, *makes):
+    with pytest.raises(InputError, match="refused"), stages.refusal_leaves_nothing(out):
+        for name in makes:
+            (out / name).mkdir(parents=True)
+        raise InputError("refused")
+
+
+def test_a_refusal_deletes_nothing_but_what_it_left(tmp_path):
+    refuse(tmp_path / "nothing", "features")
+    refuse(tmp_path / "work", "pretrain")
+    (tmp_path / "before").mkdir()
+    refuse(tmp_path / "before")
+    (tmp_path / "link").symlink_to("elsewhere")
+    refuse(tmp_path / "link")
+    refuse(tmp_path / ("n" * 300))
+    assert {path.name for path in tmp_path.iterdir()} == {"work", "before", "link"}
+
+
+def test_a_refusal_leaves_the_folder_of_another_process(tmp_path, monkeypatch):
+    """It may have begun there meanwhile, and not have come to the first stage."""
+
+    def taken(*_, **__):
+        raise InputError("another process is at work")
+
+    monkeypatch.setattr(stages.files, "lock", taken)
+    refuse(tmp_path / "theirs", "arrays")
+    assert (tmp_path / "theirs" / "arrays").exists()
+
+
 def test_grey_that_is_kept_as_colour_is_grey():
     assert torch.equal(stages.without_empty_colours(GREY.repeat(1, 3, 1, 1)), GREY)
     assert stages.without_empty_colours(GREY) is GREY

@@ -220,3 +220,9 @@ BAD = [
 @pytest.mark.parametrize(("arguments", "options", "words"), BAD)
 def test_bad_input_is_refused_in_one_line(arguments, options, words):
     refused(words, call=noise.apply)(*arguments, seed=0, **options)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "pair_flip", "asymmetric"])
+def test_one_class_has_no_transitions_but_its_own(kind):
+    refused("only one class", call=noise.transition_matrix)(kind, 0.2, 1)
+    assert not noise.apply("transition", LABELS * 0, 0.2, 1, seed=0, matrix=np.eye(1)).any()

@@ -155,6 +155,7 @@ IN_FEATURES = {"features": FEATURES, "method": "clusterability"}
         (LABELS, 3, {"probs": PROBS * np.nan}, ["probs holds values that are not finite"]),
         (LABELS, 3, IN_FEATURES | {"features": FEATURES * np.inf}, ["features holds values that are not finite"]),
         (LABELS, 3, IN_FEATURES | {"neighbours": np.zeros((2, 9, 2), int)}, ["neighbours has 9 rows for 12 labels"]),
+        (LABELS, 3, IN_FEATURES | {"neighbours": (np.zeros((12, 3)), np.zeros((12, 2), int))}, ["(12, 3)", "(12, 2)"]),
         (LABELS * 0 + 2, 3, {"probs": PROBS}, ["1 classes"]),
         (LABELS[:0], 3, {"probs": PROBS[:0]}, ["0 labels"]),
         (LABELS + 1, 3, {"probs": PROBS}, ["labels run from 1 to 3"]),

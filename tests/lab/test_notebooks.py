@@ -217,12 +217,24 @@ def test_an_execution_that_cannot_be_leaves_nothing(notebook, tmp_path, papermil
     out = tmp_path / "a.ipynb"
     papermills(PermissionError(13, "Permission denied"))
     refused(f"cannot write {out}: Permission denied", call=notebooks.execute)(notebook, out, {})
+    papermills(OSError(5, "Input/output error"))
+    refused(f"cannot write {out}: Input/output error", call=notebooks.execute)(notebook, out, {})
     papermills(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         notebooks.execute(notebook, out, {})
     monkeypatch.setattr(util, "find_spec", lambda name: None)
     refused("papermill is not installed", "pip install 'ptglab[lab]'", call=notebooks.execute)(notebook, out, {})
     assert left(tmp_path).keys() == {"mine.ipynb"}
+
+
+def test_where_no_copy_can_be_is_one_line(notebook, tmp_path, papermills):
+    papermills()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    for out in ("folder", "file/a.ipynb", "loop/b/a.ipynb", f"{'n' * 300}/a.ipynb"):
+        refused(f"cannot write {tmp_path / out}: ", call=notebooks.execute)(notebook, tmp_path / out, {})
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder", "loop", "mine.ipynb"}
 
 
 @pytest.mark.parametrize("module", ["ptglab.lab.notebooks", "ptglab.files"])

@@ -39,6 +39,13 @@ def test_what_json_cannot_hold_leaves_no_file(tmp_path):
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", ".lock.txt"]
 
 
+def test_where_no_folder_can_be_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    for path in ("file", "file/run", "loop", "loop/run/a", "n" * 300):
+        refused(f"cannot write {tmp_path / path}: ", call=runs.start)(tmp_path / path, **PARAMS)
+
+
 @pytest.mark.parametrize(
     ("change", "differences"),
     [({"epochs": 5, "dataset": "cifar10"}, ["dataset 'digits' there, 'cifar10' here", "epochs 3 there, 5 here"]),

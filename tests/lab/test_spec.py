@@ -132,6 +132,14 @@ def test_overrides_are_the_sweeps_own_parameters(write):
         assert cell.parameters.get("noise_kind", "asymmetric") == "asymmetric"
 
 
+def test_a_list_takes_the_place_of_a_grids_list(write):
+    """The stages that the cells share come with them."""
+    cells = read_and_plan(write(), {"seed": "[3, 4, 5]", "noise_rate": "[0.5]"})
+    assert len(cells) == 2 * 3 + 3 + 2 * 3
+    assert {cell.parameters["seed"] for cell in cells} == {3, 4, 5}
+    assert {cell.parameters.get("noise_rate", 0.5) for cell in cells} == {0.5}
+
+
 # ---- folders
 
 
@@ -322,8 +330,8 @@ def test_a_sweep_that_is_not_there_is_refused(tmp_path):
     [
         ({"widht": "4"}, ["'widht'", "did you mean 'width'"]),
         ({"width": "four"}, ["'width'", "'four'", "type int"]),
-        ({"width": "[4, 8]"}, ["parameters.width", "must be a number"]),
-        ({"width": ""}, ["parameters.width", "must be a number"]),
+        ({"width": "[4, 8]"}, ["'width'", "[4, 8]", "type int"]),
+        ({"width": ""}, ["'width'", "None", "type int"]),
         ({"seed": "[]"}, ["parameters.seed", "one or more"]),
         ({"width": "[4"}, ["cannot be read as YAML"]),
         ({"dataset": "digist"}, ["unknown dataset 'digist'", "did you mean 'digits'"]),

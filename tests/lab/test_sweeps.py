@@ -144,6 +144,14 @@ def test_the_time_left_follows_from_what_cells_took(planned, tmp_path):
     assert sweeps.estimate(cells, tmp_path, 1) == 3 * 5
 
 
+def test_where_no_folder_can_be_is_one_line(planned, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    for out in (tmp_path / path for path in ("file", "loop", "loop/a/b", "n" * 300)):
+        refused(f"cannot write {out}: ", call=lambda out: next(sweeps.run([], out)))(out)
+    assert sweeps.estimate([], tmp_path / "loop", 1) == 0
+
+
 def test_texts_of_cells_are_gathered_without_a_second_escape(planned, tmp_path):
     cells = planned({"seed": [0, 1]})
     for cell, name in zip(cells, ["=1+1", "'plain"], strict=True):

@@ -106,6 +106,11 @@ def test_what_cannot_be_split_is_named(labels, folds, message):
         predict.out_of_fold(random_features(20, 4), labels, 2, folds=folds)
 
 
+def test_features_of_other_rows_are_refused():
+    with pytest.raises(InputError, match="features have 20 rows for 8 labels"):
+        predict.out_of_fold(random_features(20, 4), np.arange(8) % 2, 2, folds=2)
+
+
 def several_heads(k: int, n: int = 240) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (features, labels [4, N], seen [4, N]): a noise rate and a share of the rows for each head."""
     _, true, _, features = planted(n=n, k=k, seed=k)
