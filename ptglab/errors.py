@@ -5,8 +5,6 @@ from difflib import get_close_matches
 
 from ptglab.text import printable
 
-shown = printable
-
 
 class InputError(ValueError):
     """What was asked for cannot be done. The message is one line that names the thing and how to mend it."""
