@@ -1,4 +1,4 @@
-"""The control arms of README's table: `make controls`. Prints and keeps linear heads on an untrained network and on pixels.
+"""The control arms of README's table: `make controls` prints and keeps heads on an untrained network and on pixels.
 
 The noise, the head, the optimiser and the epochs are those of `make demo`, so that what pre-training adds can be told
 from what not training the backbone gives. Leaves runs/controls.
