@@ -176,13 +176,13 @@ def _print_results(out: Path) -> None:
     frame = runs.Run(out).results()
     table = Table(title=f"{frame['noise'][0]} noise, nominal {frame['noise_rate'][0]:.0%}, "
                         f"effective {frame['effective_rate'].mean():.1%}; {frame['seed'].nunique()} noise seeds; "
-                        f"{frame['n_train'][0]:,} images; percent, mean ± standard deviation")  # fmt: skip
+                        f"{frame['n_train'][0]:,} images; percent, mean ± sample standard deviation")  # fmt: skip
     measures = ("accuracy_last", "accuracy_best", "accuracy_selected", "f1", "balanced_accuracy")
     for heading in ("start", "mode", "last", "best (oracle)", "selected", "detector", "F1", "balanced"):
         table.add_column(heading, justify="left" if heading in ("start", "mode", "detector") else "right", no_wrap=True)
     for (init, mode), group in frame.groupby(["init", "mode"], sort=False):
         for row, (detector, rows) in enumerate(group.groupby("detector", sort=False)):
-            cells = [f"{100 * rows[m].mean():.1f} ± {100 * rows[m].std(ddof=0):.1f}" for m in measures]
+            cells = [f"{100 * rows[m].mean():.1f} ± {100 * rows[m].std():.1f}" for m in measures]
             first = [init, mode, *cells[:3]] if row == 0 else [""] * 5
             table.add_row(*first, detector, *cells[3:])
     Console(width=max(118, Console().width)).print(table)
