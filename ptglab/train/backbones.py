@@ -85,7 +85,7 @@ def build(name: str, width: int, images: Tensor, seed: int) -> ResNet:
     The channel count and the mean and standard deviation it standardises by come from (at most 10,000 of) the
     images. Raises InputError for an unknown name.
     """
-    with _seeded(seed):
+    with seeded(seed):
         backbone = ResNet(name, width, images.shape[1])
     sample = images[:: max(1, -(-len(images) // 10_000))].float() / 255
     backbone.mean.copy_(sample.mean((0, 2, 3)))
@@ -94,7 +94,7 @@ def build(name: str, width: int, images: Tensor, seed: int) -> ResNet:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Draw the weights of new modules from `seed`; torch's own generator is afterwards as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(seed))
@@ -134,7 +134,7 @@ def imagenet(name: str, images: Tensor, weights: str | Path | None = None) -> Re
 def projector(features: int, hidden: int, out: int, layers: int, seed: int) -> nn.Sequential:
     """Return an MLP [B, features] -> [B, out] of `layers` linear layers, batch norm and ReLU between them."""
     modules = []
-    with _seeded(seed):
+    with seeded(seed):
         for _ in range(layers - 1):
             modules += [nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
             features = hidden

@@ -24,7 +24,7 @@ class Damaged(InputError):
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
     """Write `tensors`, and the texts `about` them, to `path`: the whole file or nothing."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    about = about | {"checksum": "sha256", "sha256": _checksum(tensors, about)}
+    about = about | {"checksum": "sha256", "sha256": checksum(tensors, about)}
     write(Path(path), lambda temporary: save_file(tensors, temporary, metadata=about))
 
 
@@ -43,12 +43,12 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
         raise Damaged(" ".join(str(error).split())[:200]) from None
     stored = about.pop("checksum", None), about.pop("sha256", None)
-    if any(stored) and stored != ("sha256", _checksum(tensors, about)):
+    if any(stored) and stored != ("sha256", checksum(tensors, about)):
         raise Damaged("its bytes are not those that were written")
     return tensors, about
 
 
-def _checksum(tensors: dict[str, Tensor], about: dict[str, str]) -> str:
+def checksum(tensors: dict[str, Tensor], about: dict[str, str]) -> str:
     """Return the hex SHA-256 of names, types, shapes, texts and bytes."""
     named = sorted(tensors.items())
     shapes = [(name, str(tensor.dtype), list(tensor.shape)) for name, tensor in named]
