@@ -7,14 +7,16 @@ changed, by name, size or time, or if a build was killed.
 
 import functools
 import hashlib
+import itertools
 import json
 import math
 import mmap
 import os
 import re
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 LARGE = 1 << 30  # bytes of pixels above which a set is cached; decoding so many takes a minute
 MANY = 50_000  # images whose headers are worth starting processes for, which takes about two seconds
 SMALL_PIXELS = 96 * 96  # of an image that is mostly Python overhead to decode
-VERSION = 3  # of the layout of the folder, and of how images are decoded
+AHEAD = 2  # batches that are decoded before they are asked for
+VERSION = 4  # of the layout of the folder, and of how images are decoded
 PRIVATE = {"access": mmap.ACCESS_COPY}  # a mapping: what is written to it stays in this process
 if sys.platform == "linux":  # which refuses one of more than it has memory for, unless told to reserve none
     PRIVATE = {"flags": mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000),
@@ -59,6 +62,50 @@ class Block(NamedTuple):
     read: Callable[[], Iterable]
 
 
+class Originals(NamedTuple):
+    """The files that the N images of a set were decoded from: images `rows`, int64 [N], rising, of those in `parts`."""
+
+    parts: list[Block]
+    rows: np.ndarray
+
+    def read(self) -> Iterator:
+        """Yield N paths or open files, one after the other; blocks without any are not opened."""
+        starts = np.cumsum([0, *(part.number for part in self.parts)])
+        for part, first, end in zip(self.parts, starts, starts[1:], strict=False):
+            chosen = np.zeros(part.number, bool)
+            chosen[self.rows[slice(*np.searchsorted(self.rows, (first, end)))] - first] = True
+            if chosen.any():
+                yield from itertools.compress(part.read(), chosen)
+
+
+def stream(
+    pictures: Iterable, ids: Sequence[str], size: int, batch_size: int, crop: float, interpolation: str
+) -> Iterator[np.ndarray]:
+    """Yield the N `pictures` (paths, open files or arrays) as uint8 [B, 3, size, size], see `decode.put`.
+
+    Threads decode at most AHEAD batches ahead. Raises InputError that names the first one that cannot be decoded.
+    """
+    import torch
+
+    pictures, waiting = iter(pictures), deque()
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool, decode.quiet():
+        try:
+            for start in range(0, len(ids) + AHEAD * batch_size, batch_size):
+                into = np.empty((max(0, min(batch_size, len(ids) - start)), 3, size, size), np.uint8)
+                found = zip(into, itertools.islice(pictures, len(into)), strict=False)
+                jobs = [pool.submit(decode.put, picture, row, crop, interpolation) for row, picture in found]
+                waiting.append((into, start, jobs))
+                if start >= AHEAD * batch_size:
+                    ready, first, jobs = waiting.popleft()
+                    reasons = [job.result() for job in jobs] + ["is gone"] * (len(ready) - len(jobs))
+                    for id, reason in zip(ids[first : first + batch_size], reasons, strict=True):
+                        if reason:
+                            raise InputError(f"image '{id}' {reason}: it has changed since it was loaded; run again")
+                    yield ready
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def blocks(paths: Sequence[str]) -> list[Block]:
     """Return the image files `paths` in blocks."""
     step = block_size(len(paths))
@@ -74,13 +121,14 @@ def block_size(number: int) -> int:
 def images(
     parts: list[Block], ids: Sequence[str], paths: Iterable[str | Path], place: Path,
     image_size: int | None = None, at_most: int | None = None,
-) -> "tuple[Tensor, list[int], list[tuple[str, str]], list[str]]":  # fmt: skip
+) -> "tuple[Tensor, Originals, list[tuple[str, str]], list[str]]":  # fmt: skip
     """Decode the N images of `parts` in two passes: headers, then pixels straight into the one array.
 
     ids: what the images are called in messages; paths: the files that they come from; place: the `folder` of the cache.
-    `decode.layout` says which size and channels they get. Returns (images uint8 [M, C, H, W], the M rows that were
-    readable, [(id, reason)] of the others, notes on what was changed). What is written to an array that is mapped stays
-    in this process. Raises InputError if no image is readable, if the disk is too small, or if a process has died.
+    `decode.layout` says which size and channels they get. Returns (images uint8 [M, C, H, W], the originals of the M
+    that were readable, [(id, reason)] of the others, notes on what was changed). What is written to an array that is
+    mapped stays in this process. Raises InputError if no image is readable, if the disk is too small, or if a process
+    has died.
     """
     import torch
 
@@ -95,7 +143,7 @@ def images(
                 pixels = np.empty(plan["shape"], np.uint8)
                 plan = _decoded(parts, ids, plan, pixels)
     left_out, notes = dict(plan["reasons"]), plan["notes"]
-    kept = [row for row in range(len(ids)) if row not in left_out]
+    kept = np.array([row for row in range(len(ids)) if row not in left_out])
     if pixels is None:
         with open(place / "pixels.npy", "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, **PRIVATE)
@@ -103,7 +151,7 @@ def images(
         pixels = np.frombuffer(mapped, np.uint8, offset=offset).reshape(plan["shape"])
         notes = [*notes, f"pixels are kept in {place} and read from there"]
     broken = [(ids[row], reason) for row, reason in left_out.items()]
-    return torch.from_numpy(pixels[: len(kept)]), kept, broken, notes
+    return torch.from_numpy(pixels[: len(kept)]), Originals(parts, kept), broken, notes
 
 
 def _planned(parts: list[Block], ids: Sequence[str], image_size: int | None, at_most: int | None) -> dict:

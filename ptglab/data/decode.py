@@ -30,6 +30,9 @@ FORMATS = ["PNG", "JPEG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "AVIF", "J
 MAX_PIXELS = 100_000_000  # of one image; a larger one is listed as unreadable
 MAX_BYTES = 4 * MAX_PIXELS  # of one image file
 MAX_SIDE = 65_535  # to resize a longer side, Pillow's filter would take gigabytes
+INTERPOLATIONS = ["nearest", "bilinear", "bicubic", "lanczos"]
+# A JPEG is decoded at the smallest scale that leaves so many times the pixels wanted, as by Pillow's `thumbnail`.
+GAP = 2
 LARGE_PIXELS = 30_000_000  # threads decode larger images one at a time: there may be more threads than gigabytes
 IN_MEMORY = 2 << 30  # bytes of an array above which `allocate` maps a temporary file
 MEMORY, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
@@ -90,16 +93,20 @@ def header(file) -> tuple[int, int, bool, bool] | str:
         return _reason(error)
 
 
-def put(file, into: np.ndarray) -> str:
-    """Decode a path or an open file into uint8 [C, H, W]; return why it cannot be decoded, or nothing.
+def put(file, into: np.ndarray, crop: float = 0, interpolation: str = "bicubic") -> str:
+    """Decode a path, an open file or an array into uint8 [C, H, W]; return why it cannot be decoded, or nothing.
 
-    Of an animation it is the first frame, of deep grey the upper eight bits.
+    Without `crop` the image is resized to H x W whatever its aspect. With it, as timm evaluates a network: the shorter
+    side becomes floor(H / crop), and the square of H in the middle is cut out. Of an animation it is the first frame,
+    of deep grey the upper eight bits.
     """
     try:
         with _open(file) as image, _large if math.prod(image.size) > LARGE_PIXELS else nullcontext():
-            image = _upright(image).convert("L" if len(into) == 1 else "RGB")
-            if image.size != into.shape[:0:-1]:
-                image = image.resize(into.shape[:0:-1], Image.Resampling.BICUBIC)
+            shorter = math.floor(max(into.shape[1:]) / (crop or 1))
+            size = image.size[::-1] if _lies(image) else image.size
+            image = _upright(image, GAP * shorter).convert("L" if len(into) == 1 else "RGB")
+            box = _middle(size, image.size, shorter, into.shape[1]) if crop else None
+            image = image.resize(into.shape[:0:-1], Image.Resampling[interpolation.upper()], box)
             into[:] = np.asarray(image).reshape(*into.shape[1:], len(into)).transpose(2, 0, 1)
     except Exception as error:  # a decoder may raise anything on a damaged file
         return f"cannot be decoded: {_reason(error)}"
@@ -117,8 +124,18 @@ def upright(file, about: int | None = None) -> Image.Image:
 
 
 def _open(file) -> Image.Image:
+    if isinstance(file, np.ndarray):
+        return Image.fromarray(file)
     Image.init()
     return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+
+
+def _middle(size: tuple[int, int], decoded: tuple[int, int], shorter: int, side: int) -> list[float]:
+    """Return the box of the `decoded` pixels that becomes the `side` pixels in the middle, once `size` is resized."""
+    resized = [shorter * length // min(size) for length in size]
+    first = [round((length - side) / 2) for length in resized]
+    ends = first + [start + side for start in first]
+    return [end / all * pixels for end, all, pixels in zip(ends, resized * 2, decoded * 2, strict=True)]
 
 
 def _upright(image: Image.Image, about: int | None = None) -> Image.Image:

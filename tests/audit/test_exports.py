@@ -69,7 +69,7 @@ def odd(tmp_path) -> data.ImageSet:
         rows = [(name, CLASSES[i % 4]) for i, name in enumerate([*NAMES, "broken.png"])]
         csv.writer(file).writerows([("id", "label"), *rows])
     image_set = data.load(folder)
-    return replace(image_set, ids=[file.name for file in image_set.files], class_names=sorted(CLASSES))
+    return replace(image_set, ids=[Path(file).name for file in image_set.files], class_names=sorted(CLASSES))
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ def test_thumbnails_of_files_that_went_bad_come_from_the_tensor(tmp_path, bare):
 
 
 def test_pictures_are_files_or_put_into_a_folder(odd, bare, tmp_path):
-    assert exports.pictures(tmp_path / "out", odd, [3, 1]) == [odd.files[3], odd.files[1]]
+    assert exports.pictures(tmp_path / "out", odd, [3, 1]) == [Path(odd.files[3]), Path(odd.files[1])]
     assert not (tmp_path / "out").exists()
     first, second = exports.pictures(tmp_path / "out", bare, np.array([7, 59]))
     assert first == tmp_path / "out" / "images" / "000007.png"

@@ -19,7 +19,8 @@ def decoded(tmp_path):
 
     def load(files, image_size=None, at_most=None):
         parts, ids = cache.blocks(files), [getattr(file, "name", str(i)) for i, file in enumerate(files)]
-        return cache.images(parts, ids, files, tmp_path / "cache", image_size, at_most)
+        images, originals, *rest = cache.images(parts, ids, files, tmp_path / "cache", image_size, at_most)
+        return images, originals.rows.tolist(), *rest
 
     return load
 
@@ -196,7 +197,7 @@ def test_an_image_too_large_is_listed(tmp_path, decoded, monkeypatch, limit, val
     images = cache.images(
         [cache.Block(2, lambda: (io.BytesIO(path.read_bytes()) if as_bytes else path for path in paths))],
         ["a", "b"], paths, tmp_path / "cache")  # fmt: skip
-    assert images[1] == [0] and [id for id, _ in images[2]] == ["b"] and said in images[2][0][1]
+    assert images[1].rows.tolist() == [0] and [id for id, _ in images[2]] == ["b"] and said in images[2][0][1]
 
 
 def test_an_icon_cannot_hide_a_larger_image(tmp_path, decoded):
@@ -226,7 +227,7 @@ def test_what_pillow_and_libtiff_say_of_damage_is_not_heard(tmp_path, decoded, m
 def test_large_images_are_decoded_one_at_a_time(tmp_path, decoded, monkeypatch, large, alone):
     locked, reference = [], decode._upright
     monkeypatch.setattr(decode, "LARGE_PIXELS", large)
-    monkeypatch.setattr(decode, "_upright", lambda image: locked.append(decode._large.locked()) or reference(image))
+    monkeypatch.setattr(decode, "_upright", lambda *rest: locked.append(decode._large.locked()) or reference(*rest))
     decoded(saved(tmp_path, [noise_image("L", (4, 4))] * 4))
     assert locked == [alone] * 4
 
