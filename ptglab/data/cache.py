@@ -7,6 +7,7 @@ changed, by name, size or time, or if a build was killed.
 
 import functools
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 LARGE = 1 << 30  # bytes of pixels above which a set is cached; decoding so many takes a minute
 MANY = 50_000  # images whose headers are worth starting processes for, which takes about two seconds
 SMALL_PIXELS = 96 * 96  # of an image that is mostly Python overhead to decode
-AHEAD = 2  # batches that are decoded before they are asked for
+AHEAD = 1  # batches that wait, beside one a thread, until they are asked for
 VERSION = 4  # of the layout of the folder, and of how images are decoded
 PRIVATE = {"access": mmap.ACCESS_COPY}  # a mapping: what is written to it stays in this process
 if sys.platform == "linux":  # which refuses one of more than it has memory for, unless told to reserve none
@@ -63,10 +64,14 @@ class Block(NamedTuple):
 
 
 class Originals(NamedTuple):
-    """The files that the N images of a set were decoded from: images `rows`, int64 [N], rising, of those in `parts`."""
+    """The files that the N images of a set were decoded from: images `rows`, int64 [N], rising, of those in `parts`.
+
+    scale: what the numbers of more than eight bits mean, see `decode.scale`.
+    """
 
     parts: list[Block]
     rows: np.ndarray
+    scale: decode.Scale | None = None
 
     def read(self) -> Iterator:
         """Yield N paths or open files, one after the other; blocks without any are not opened."""
@@ -78,32 +83,28 @@ class Originals(NamedTuple):
                 yield from itertools.compress(part.read(), chosen)
 
 
-def stream(
-    pictures: Iterable, ids: Sequence[str], size: int, batch_size: int, crop: float, interpolation: str
-) -> Iterator[np.ndarray]:
-    """Yield the N `pictures` (paths, open files or arrays) as uint8 [B, 3, size, size], see `decode.put`.
+def stream(pictures: Iterable, ids: Sequence[str], size: int, batch_size: int, *how: object) -> Iterator[np.ndarray]:
+    """Yield the N `pictures` (paths, open files or arrays) as uint8 [B, 3, size, size]; `how` goes to `decode.put`.
 
-    Threads decode at most AHEAD batches ahead. Raises InputError that names the first one that cannot be decoded.
+    There are at most AHEAD batches more than threads in memory. Raises InputError that names an image which changed.
     """
     import torch
 
-    pictures, waiting = iter(pictures), deque()
+    def decoded(part: list[tuple]) -> np.ndarray:
+        pixels = np.empty((len(part), 3, size, size), np.uint8)
+        for (id, picture), into in zip(part, pixels, strict=True):
+            if reason := decode.put(picture, into, *how):
+                raise InputError(f"image '{id}' {reason}: it has changed since it was loaded; run again")
+        return pixels
+
+    missing = itertools.repeat(io.BytesIO())
+    named, waiting = zip(ids, itertools.chain(pictures, missing), strict=False), deque()
     with ThreadPoolExecutor(torch.get_num_threads()) as pool, decode.quiet():
-        try:
-            for start in range(0, len(ids) + AHEAD * batch_size, batch_size):
-                into = np.empty((max(0, min(batch_size, len(ids) - start)), 3, size, size), np.uint8)
-                found = zip(into, itertools.islice(pictures, len(into)), strict=False)
-                jobs = [pool.submit(decode.put, picture, row, crop, interpolation) for row, picture in found]
-                waiting.append((into, start, jobs))
-                if start >= AHEAD * batch_size:
-                    ready, first, jobs = waiting.popleft()
-                    reasons = [job.result() for job in jobs] + ["is gone"] * (len(ready) - len(jobs))
-                    for id, reason in zip(ids[first : first + batch_size], reasons, strict=True):
-                        if reason:
-                            raise InputError(f"image '{id}' {reason}: it has changed since it was loaded; run again")
-                    yield ready
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while part := list(itertools.islice(named, batch_size)):
+            waiting.append(pool.submit(decoded, part))
+            if len(waiting) >= torch.get_num_threads() + AHEAD:
+                yield waiting.popleft().result()
+        yield from (job.result() for job in waiting)
 
 
 def blocks(paths: Sequence[str]) -> list[Block]:
@@ -151,21 +152,23 @@ def images(
         pixels = np.frombuffer(mapped, np.uint8, offset=offset).reshape(plan["shape"])
         notes = [*notes, f"pixels are kept in {place} and read from there"]
     broken = [(ids[row], reason) for row, reason in left_out.items()]
-    return torch.from_numpy(pixels[: len(kept)]), Originals(parts, kept), broken, notes
+    return torch.from_numpy(pixels[: len(kept)]), Originals(parts, kept, plan["scale"]), broken, notes
 
 
 def _planned(parts: list[Block], ids: Sequence[str], image_size: int | None, at_most: int | None) -> dict:
     """Read all headers, and return a dictionary that JSON can hold.
 
     shape: of the array, with a row for each image that has a header; reasons: [(row, why it cannot be read)]; notes;
-    small: whether an image is.
+    small: whether an image is; scale: of images of more than eight bits.
     """
     found = _in_parallel(_headers, parts, [()] * len(parts), "reading headers", processes=len(ids) > MANY)
-    table = np.array([header for header in found if not isinstance(header, str)], np.int64)
+    headers = [header for header in found if not isinstance(header, str)]
+    table, levels = np.array([header[:-1] for header in headers], np.int64), [header[-1] for header in headers]
     reasons = _some_left([(row, header) for row, header in enumerate(found) if isinstance(header, str)], ids)
     shape, notes = decode.layout(table, image_size, at_most)
     small = bool(table[:, :2].prod(1).mean() <= SMALL_PIXELS)
-    return {"shape": [len(table), *shape], "reasons": reasons, "notes": notes, "small": small}
+    scale, more = decode.scale([found for found in levels if found])
+    return {"shape": [len(table), *shape], "reasons": reasons, "notes": notes + more, "small": small, "scale": scale}
 
 
 def _built(place: Path, parts: list[Block], ids: Sequence[str], plan: dict) -> dict:
@@ -193,7 +196,8 @@ def _decoded(parts: list[Block], ids: Sequence[str], plan: dict, pixels: np.ndar
     readable, file = np.ones(len(ids), bool), getattr(pixels, "filename", None)
     readable[[row for row, _ in plan["reasons"]]] = False
     places = np.where(readable, readable.cumsum() - 1, -1)
-    arguments = [(rows, file or pixels) for rows in np.split(places, np.cumsum([part.number for part in parts])[:-1])]
+    split = np.split(places, np.cumsum([part.number for part in parts])[:-1])
+    arguments = [(rows, file or pixels, plan["scale"]) for rows in split]
     found = _in_parallel(_pixels, parts, arguments, "decoding", bool(file), 1 if plan["small"] and not file else None)
     reasons = _some_left(sorted([*plan["reasons"], *((row, why) for row, why in enumerate(found) if why)]), ids)
     if len(reasons) > len(plan["reasons"]):  # moved in place: a copy might not fit into memory
@@ -201,7 +205,9 @@ def _decoded(parts: list[Block], ids: Sequence[str], plan: dict, pixels: np.ndar
         for start in range(0, len(kept), step):
             part = kept[start : start + step]
             pixels[start : start + len(part)] = pixels[part]
-    return plan | {"reasons": reasons}
+    blank = decode.blank(pixels[: len(ids) - len(reasons)]).sum()
+    notes = [*plan["notes"], f"{blank:,} blank images, each of one colour"] if blank else plan["notes"]
+    return plan | {"reasons": reasons, "notes": notes}
 
 
 def _in_parallel(
@@ -236,14 +242,15 @@ def _quietly(task: Callable, *arguments: object) -> list:
         return task(*arguments)
 
 
-def _headers(read: Callable) -> list[tuple[int, int, bool, bool] | str]:
+def _headers(read: Callable) -> list[tuple | str]:
     return [decode.header(image) for image in read()]
 
 
-def _pixels(read: Callable, places: np.ndarray, into: np.ndarray | Path) -> list[str]:
+def _pixels(read: Callable, places: np.ndarray, into: np.ndarray | Path, scale: decode.Scale | None) -> list[str]:
     """Decode the images of a block whose place is not negative; return why each failed, "" if it did not."""
     pixels = np.lib.format.open_memmap(into, "r+") if isinstance(into, Path) else into
-    return [decode.put(image, pixels[i]) if i >= 0 else "" for image, i in zip(read(), places, strict=True)]
+    put = functools.partial(decode.put, scale=scale)
+    return [put(image, pixels[i]) if i >= 0 else "" for image, i in zip(read(), places, strict=True)]
 
 
 def _some_left(reasons: list[tuple[int, str]], ids: Sequence[str]) -> list[tuple[int, str]]:

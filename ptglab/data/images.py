@@ -64,6 +64,11 @@ class ImageSet:
             digest.update(image.numpy().tobytes())
         return digest.hexdigest()
 
+    @property
+    def blank(self) -> np.ndarray:
+        """Return which images are all of one colour, bool [N]; nothing can be learned from them."""
+        return decode.blank(self.images.numpy())
+
     def subset(self, number: int, seed: int) -> "ImageSet":
         """Return `number` rows drawn without replacement, in order; all of them for 0 or if there are no more."""
         if not 0 < number < len(self):
@@ -88,8 +93,8 @@ class ImageSet:
         one_of("interpolation", interpolation, decode.INTERPOLATIONS)
         arrays = (image[: 1 if len(image) < 3 else 3].permute(1, 2, 0).squeeze(2).numpy() for image in self.images)
         pictures = self.originals.read() if self.originals else arrays
-        batches = cache.stream(pictures, self.ids, size, batch_size, crop, interpolation)
-        yield from map(torch.from_numpy, batches)
+        scale = self.originals and self.originals.scale
+        yield from map(torch.from_numpy, cache.stream(pictures, self.ids, size, batch_size, crop, interpolation, scale))
 
     def __str__(self) -> str:
         n, c, h, w = self.images.shape

@@ -225,8 +225,8 @@ def test_thumbnails_keep_the_aspect_of_the_file_and_stand_upright(tmp_path):
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
 def test_thumbnails_of_every_kind_of_picture_are_as_bright_as_it(mode, tmp_path):
-    """Real numbers from 0 to 1 are shares of white, as an audit takes them."""
-    value = {"RGB": (200,) * 3, "RGBA": (200, 200, 200, 0), "LA": (200, 0), "CMYK": (0, 0, 0, 55), "1": 1,
+    """Real numbers from 0 to 1 are shares of white, what is transparent lets white through, as an audit takes them."""
+    value = {"RGB": (200,) * 3, "RGBA": (90, 90, 90, 85), "LA": (90, 85), "CMYK": (0, 0, 0, 55), "1": 1,
              "I;16": 200 << 8, "I": 200 << 8, "F": 200 / 255}.get(mode, 200)  # fmt: skip
     grey = Image.new("RGB", (12, 8), (200,) * 3)
     file = io.BytesIO()

@@ -428,7 +428,7 @@ def test_number_folders_sort_as_numbers(tmp_path):
     write_images(tmp_path, {"10/a.png": 1, "9/b.png": 2, "1/c.png": 3, "01/d.png": 4})
     image_set = data.load(tmp_path)
     assert image_set.class_names == ["01", "1", "9", "10"]
-    assert ": 4, the first '01'" in image_set.notes[0]
+    assert ": 4, the first '01'" in image_set.notes[1]
 
 
 def test_a_damaged_image_takes_its_label_along(tmp_path):

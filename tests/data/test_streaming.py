@@ -117,16 +117,16 @@ def test_grey_and_turned_images(tmp_path):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_few_batches_are_decoded_ahead(tmp_path, monkeypatch, threads):
-    image_set, begun, put = data.load(folder(tmp_path / "set")), [], decode.put
+    image_set, begun, put = data.load(folder(tmp_path / "set", n=20)), [], decode.put
     monkeypatch.setattr(decode, "put", lambda *rest: begun.append(rest) or put(*rest))
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     batches = image_set.batches(8, batch_size=2)
     assert not begun
     for i in range(1, 4):
         next(batches)
-        assert 2 * i <= len(begun) <= 2 * (i + cache.AHEAD)
+        assert 2 * i <= len(begun) < 2 * (i + cache.AHEAD + threads)
     batches.close()
-    assert len(begun) <= 2 * (3 + cache.AHEAD)
+    assert len(begun) < 2 * (3 + cache.AHEAD + threads) <= len(image_set)
 
 
 @pytest.mark.parametrize("change", ["text", "cut", "gone"])
@@ -152,3 +152,26 @@ def test_a_parquet_file_that_has_changed_is_named(tmp_path):
 
 def test_an_interpolation_that_there_is_not_is_refused():
     refused("interpolation", "cubic", call=list)(data.load("digits").batches(8, interpolation="cubic"))
+
+
+@pytest.mark.parametrize("kind", ["twelve bits", "transparent"])
+def test_pixels_of_other_kinds_are_streamed_as_they_are_loaded(tmp_path, kind):
+    """One scale for the set, white behind what is transparent."""
+    (tmp_path / "a").mkdir()
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 1 << (12 - i), (20, 20)).astype(np.uint16)
+        image = Image.fromarray(pixels)
+        if kind == "transparent":
+            image = Image.fromarray(pixels.astype(np.uint8))
+            image.putalpha(Image.fromarray((pixels % 3 * 127).astype(np.uint8)))
+        image.save(tmp_path / "a" / f"{i}.png")
+    image_set = data.load(tmp_path)
+    for chosen in (image_set, image_set.subset(2, seed=0)):
+        np.testing.assert_array_equal(streamed(chosen, 20), chosen.images.expand(-1, 3, -1, -1))
+
+
+def test_blank_rows():
+    digits = data.load("digits")
+    assert not digits.blank.any() and digits.blank.shape == (len(digits),)
+    digits.images[7] = 9
+    assert np.flatnonzero(digits.blank).tolist() == [7]
