@@ -94,8 +94,8 @@ def outliers(folder: str | Path, image_set: ImageSet, score: np.ndarray, flagged
 def thumbnails(image_set: ImageSet, rows: Iterable[int], side: int = 128) -> list[bytes]:
     """Return one picture per row, PNG or JPEG, at most `side` pixels wide and high, with its own aspect ratio.
 
-    It comes from the image file, upright, without alpha. Where the set has no files, or the file can no longer be
-    decoded, it comes from the uint8 tensor: its first channel, or its first three.
+    It comes from the image file, upright, as a network sees it. Where the set has no files, or the file can no longer
+    be decoded, it comes from the uint8 tensor: its first channel, or its first three.
     """
     return _in_parallel(lambda row: _encoded(_thumbnail(image_set, row, side)), rows, "thumbnails")
 
@@ -233,7 +233,8 @@ def _in_parallel(task: Callable[[int], object], rows: Iterable[int], title: str)
 
 def _thumbnail(image_set: ImageSet, row: int, side: int) -> Image.Image:
     try:
-        picture = upright(image_set.files[row], 2 * side) if len(image_set.files) else _from_tensor(image_set, row)
+        scale = image_set.originals and image_set.originals.scale
+        picture = upright(image_set.files[row], 2 * side, scale) if image_set.files else _from_tensor(image_set, row)
         picture = picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB")
     except Exception:  # a decoder may raise anything on a file that has changed since it was loaded
         picture = _from_tensor(image_set, row)

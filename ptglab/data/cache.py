@@ -7,14 +7,17 @@ changed, by name, size or time, or if a build was killed.
 
 import functools
 import hashlib
+import io
+import itertools
 import json
 import math
 import mmap
 import os
 import re
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -32,7 +35,8 @@ if TYPE_CHECKING:
 LARGE = 1 << 30  # bytes of pixels above which a set is cached; decoding so many takes a minute
 MANY = 50_000  # images whose headers are worth starting processes for, which takes about two seconds
 SMALL_PIXELS = 96 * 96  # of an image that is mostly Python overhead to decode
-VERSION = 3  # of the layout of the folder, and of how images are decoded
+AHEAD = 1  # batches that wait, beside one a thread, until they are asked for
+VERSION = 4  # of the layout of the folder, and of how images are decoded
 PRIVATE = {"access": mmap.ACCESS_COPY}  # a mapping: what is written to it stays in this process
 if sys.platform == "linux":  # which refuses one of more than it has memory for, unless told to reserve none
     PRIVATE = {"flags": mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000),
@@ -59,6 +63,50 @@ class Block(NamedTuple):
     read: Callable[[], Iterable]
 
 
+class Originals(NamedTuple):
+    """The files that the N images of a set were decoded from: images `rows`, int64 [N], rising, of those in `parts`.
+
+    scale: what the numbers of more than eight bits mean, see `decode.scale`.
+    """
+
+    parts: list[Block]
+    rows: np.ndarray
+    scale: decode.Scale | None = None
+
+    def read(self) -> Iterator:
+        """Yield N paths or open files, one after the other; blocks without any are not opened."""
+        starts = np.cumsum([0, *(part.number for part in self.parts)])
+        for part, first, end in zip(self.parts, starts, starts[1:], strict=False):
+            chosen = np.zeros(part.number, bool)
+            chosen[self.rows[slice(*np.searchsorted(self.rows, (first, end)))] - first] = True
+            if chosen.any():
+                yield from itertools.compress(part.read(), chosen)
+
+
+def stream(pictures: Iterable, ids: Sequence[str], size: int, batch_size: int, *how: object) -> Iterator[np.ndarray]:
+    """Yield the N `pictures` (paths, open files or arrays) as uint8 [B, 3, size, size]; `how` goes to `decode.put`.
+
+    There are at most AHEAD batches more than threads in memory. Raises InputError that names an image which changed.
+    """
+    import torch
+
+    def decoded(part: list[tuple]) -> np.ndarray:
+        pixels = np.empty((len(part), 3, size, size), np.uint8)
+        for (id, picture), into in zip(part, pixels, strict=True):
+            if reason := decode.put(picture, into, *how):
+                raise InputError(f"image '{id}' {reason}: it has changed since it was loaded; run again")
+        return pixels
+
+    missing = itertools.repeat(io.BytesIO())
+    named, waiting = zip(ids, itertools.chain(pictures, missing), strict=False), deque()
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool, decode.quiet():
+        while part := list(itertools.islice(named, batch_size)):
+            waiting.append(pool.submit(decoded, part))
+            if len(waiting) >= torch.get_num_threads() + AHEAD:
+                yield waiting.popleft().result()
+        yield from (job.result() for job in waiting)
+
+
 def blocks(paths: Sequence[str]) -> list[Block]:
     """Return the image files `paths` in blocks."""
     step = block_size(len(paths))
@@ -74,13 +122,14 @@ def block_size(number: int) -> int:
 def images(
     parts: list[Block], ids: Sequence[str], paths: Iterable[str | Path], place: Path,
     image_size: int | None = None, at_most: int | None = None,
-) -> "tuple[Tensor, list[int], list[tuple[str, str]], list[str]]":  # fmt: skip
+) -> "tuple[Tensor, Originals, list[tuple[str, str]], list[str]]":  # fmt: skip
     """Decode the N images of `parts` in two passes: headers, then pixels straight into the one array.
 
     ids: what the images are called in messages; paths: the files that they come from; place: the `folder` of the cache.
-    `decode.layout` says which size and channels they get. Returns (images uint8 [M, C, H, W], the M rows that were
-    readable, [(id, reason)] of the others, notes on what was changed). What is written to an array that is mapped stays
-    in this process. Raises InputError if no image is readable, if the disk is too small, or if a process has died.
+    `decode.layout` says which size and channels they get. Returns (images uint8 [M, C, H, W], the originals of the M
+    that were readable, [(id, reason)] of the others, notes on what was changed). What is written to an array that is
+    mapped stays in this process. Raises InputError if no image is readable, if the disk is too small, or if a process
+    has died.
     """
     import torch
 
@@ -95,7 +144,7 @@ def images(
                 pixels = np.empty(plan["shape"], np.uint8)
                 plan = _decoded(parts, ids, plan, pixels)
     left_out, notes = dict(plan["reasons"]), plan["notes"]
-    kept = [row for row in range(len(ids)) if row not in left_out]
+    kept = np.array([row for row in range(len(ids)) if row not in left_out])
     if pixels is None:
         with open(place / "pixels.npy", "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, **PRIVATE)
@@ -103,21 +152,23 @@ def images(
         pixels = np.frombuffer(mapped, np.uint8, offset=offset).reshape(plan["shape"])
         notes = [*notes, f"pixels are kept in {place} and read from there"]
     broken = [(ids[row], reason) for row, reason in left_out.items()]
-    return torch.from_numpy(pixels[: len(kept)]), kept, broken, notes
+    return torch.from_numpy(pixels[: len(kept)]), Originals(parts, kept, plan["scale"]), broken, notes
 
 
 def _planned(parts: list[Block], ids: Sequence[str], image_size: int | None, at_most: int | None) -> dict:
     """Read all headers, and return a dictionary that JSON can hold.
 
     shape: of the array, with a row for each image that has a header; reasons: [(row, why it cannot be read)]; notes;
-    small: whether an image is.
+    small: whether an image is; scale: of images of more than eight bits.
     """
     found = _in_parallel(_headers, parts, [()] * len(parts), "reading headers", processes=len(ids) > MANY)
-    table = np.array([header for header in found if not isinstance(header, str)], np.int64)
+    headers = [header for header in found if not isinstance(header, str)]
+    table, levels = np.array([header[:-1] for header in headers], np.int64), [header[-1] for header in headers]
     reasons = _some_left([(row, header) for row, header in enumerate(found) if isinstance(header, str)], ids)
     shape, notes = decode.layout(table, image_size, at_most)
     small = bool(table[:, :2].prod(1).mean() <= SMALL_PIXELS)
-    return {"shape": [len(table), *shape], "reasons": reasons, "notes": notes, "small": small}
+    scale, more = decode.scale([found for found in levels if found])
+    return {"shape": [len(table), *shape], "reasons": reasons, "notes": notes + more, "small": small, "scale": scale}
 
 
 def _built(place: Path, parts: list[Block], ids: Sequence[str], plan: dict) -> dict:
@@ -145,7 +196,8 @@ def _decoded(parts: list[Block], ids: Sequence[str], plan: dict, pixels: np.ndar
     readable, file = np.ones(len(ids), bool), getattr(pixels, "filename", None)
     readable[[row for row, _ in plan["reasons"]]] = False
     places = np.where(readable, readable.cumsum() - 1, -1)
-    arguments = [(rows, file or pixels) for rows in np.split(places, np.cumsum([part.number for part in parts])[:-1])]
+    split = np.split(places, np.cumsum([part.number for part in parts])[:-1])
+    arguments = [(rows, file or pixels, plan["scale"]) for rows in split]
     found = _in_parallel(_pixels, parts, arguments, "decoding", bool(file), 1 if plan["small"] and not file else None)
     reasons = _some_left(sorted([*plan["reasons"], *((row, why) for row, why in enumerate(found) if why)]), ids)
     if len(reasons) > len(plan["reasons"]):  # moved in place: a copy might not fit into memory
@@ -153,7 +205,9 @@ def _decoded(parts: list[Block], ids: Sequence[str], plan: dict, pixels: np.ndar
         for start in range(0, len(kept), step):
             part = kept[start : start + step]
             pixels[start : start + len(part)] = pixels[part]
-    return plan | {"reasons": reasons}
+    blank = decode.blank(pixels[: len(ids) - len(reasons)]).sum()
+    notes = [*plan["notes"], f"{blank:,} blank images, each of one colour"] if blank else plan["notes"]
+    return plan | {"reasons": reasons, "notes": notes}
 
 
 def _in_parallel(
@@ -188,14 +242,15 @@ def _quietly(task: Callable, *arguments: object) -> list:
         return task(*arguments)
 
 
-def _headers(read: Callable) -> list[tuple[int, int, bool, bool] | str]:
+def _headers(read: Callable) -> list[tuple | str]:
     return [decode.header(image) for image in read()]
 
 
-def _pixels(read: Callable, places: np.ndarray, into: np.ndarray | Path) -> list[str]:
+def _pixels(read: Callable, places: np.ndarray, into: np.ndarray | Path, scale: decode.Scale | None) -> list[str]:
     """Decode the images of a block whose place is not negative; return why each failed, "" if it did not."""
     pixels = np.lib.format.open_memmap(into, "r+") if isinstance(into, Path) else into
-    return [decode.put(image, pixels[i]) if i >= 0 else "" for image, i in zip(read(), places, strict=True)]
+    put = functools.partial(decode.put, scale=scale)
+    return [put(image, pixels[i]) if i >= 0 else "" for image, i in zip(read(), places, strict=True)]
 
 
 def _some_left(reasons: list[tuple[int, str]], ids: Sequence[str]) -> list[tuple[int, str]]:

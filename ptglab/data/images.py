@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,8 @@ class ImageSet:
     images: uint8 [N, C, H, W]; labels_given: int64 [N], all that training and detection see; labels_true: int64 [N],
     or None where nobody knows; class_names: K texts; ids: N texts, unique. A text is one line that can be printed: what
     a name holds otherwise is escaped, as in `\\n` or `\\xff`. unreadable: (id, reason) of what is not among the N;
-    notes: what was changed on the way in; files: the N image files of a folder, none for other sources.
+    notes: what was changed on the way in; files: the absolute paths of the N image files of a folder, none for other
+    sources; originals: where `batches` finds the images of a folder or parquet file as they were.
     """
 
     images: "Tensor"
@@ -44,7 +45,8 @@ class ImageSet:
     ids: list[str]
     unreadable: Sequence[tuple[str, str]] = ()
     notes: Sequence[str] = ()
-    files: Sequence[Path] = ()
+    files: Sequence[str | Path] = ()
+    originals: cache.Originals | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -62,6 +64,11 @@ class ImageSet:
             digest.update(image.numpy().tobytes())
         return digest.hexdigest()
 
+    @property
+    def blank(self) -> np.ndarray:
+        """Return which images are all of one colour, bool [N]; nothing can be learned from them."""
+        return decode.blank(self.images.numpy())
+
     def subset(self, number: int, seed: int) -> "ImageSet":
         """Return `number` rows drawn without replacement, in order; all of them for 0 or if there are no more."""
         if not 0 < number < len(self):
@@ -69,8 +76,25 @@ class ImageSet:
         rows = np.sort(np.random.default_rng(seed).permutation(len(self))[:number])
         true = None if self.labels_true is None else self.labels_true[rows]
         files = [self.files[i] for i in rows] if self.files else ()
+        originals = self.originals and self.originals._replace(rows=self.originals.rows[rows])
         return replace(self, images=self.images[rows], labels_given=self.labels_given[rows], labels_true=true,
-                       ids=[self.ids[i] for i in rows], files=files)  # fmt: skip
+                       ids=[self.ids[i] for i in rows], files=files, originals=originals)  # fmt: skip
+
+    def batches(
+        self, size: int, crop: float = 1.0, interpolation: str = "bicubic", batch_size: int = 64
+    ) -> "Iterator[Tensor]":
+        """Yield the images in order as uint8 [B, 3, size, size], from the original files where there are any.
+
+        The shorter side becomes floor(size / crop), and the square in the middle is cut out, as timm's models are
+        evaluated. A few batches are decoded ahead. Raises InputError that names a file that has changed.
+        """
+        import torch
+
+        one_of("interpolation", interpolation, decode.INTERPOLATIONS)
+        arrays = (image[: 1 if len(image) < 3 else 3].permute(1, 2, 0).squeeze(2).numpy() for image in self.images)
+        pictures = self.originals.read() if self.originals else arrays
+        scale = self.originals and self.originals.scale
+        yield from map(torch.from_numpy, cache.stream(pictures, self.ids, size, batch_size, crop, interpolation, scale))
 
     def __str__(self) -> str:
         n, c, h, w = self.images.shape
@@ -274,11 +298,11 @@ def _parquet(source: str, files: list[Path], split: str, labels: str | None, *si
         raise InputError(f"label column '{labels or 'label'}' of {files[0]} has no label in any of its rows")
     files, wanted = [Path(os.path.abspath(file)) for file in files], [ids[i] for i in rows]
     place, parts = cache.folder(source, split, labels, *sizes), parquet.blocks(files, given >= 0)
-    images, kept, broken, notes = cache.images(parts, wanted, files, place, *sizes)
+    images, originals, broken, notes = cache.images(parts, wanted, files, place, *sizes)
     broken += [(ids[i], printable(f"has no {labels or 'label'}")) for i in np.flatnonzero(given < 0)]
-    rows = rows[kept]
+    rows = rows[originals.rows]
     return ImageSet(images, given[rows], None if true is None else true[rows], class_names, [ids[i] for i in rows],
-                    sorted(broken, key=lambda pair: int(pair[0])), notes)  # fmt: skip
+                    sorted(broken, key=lambda pair: int(pair[0])), notes, originals=originals)  # fmt: skip
 
 
 def _folder(source: str, found: folders.Split | str, split: str, labels: str | None, *sizes: int | None) -> ImageSet:
@@ -289,8 +313,8 @@ def _folder(source: str, found: folders.Split | str, split: str, labels: str | N
     ids = [id for id in files if id in given]
     paths = [os.path.abspath(files[id]) for id in ids]
     place = cache.folder(source, split, labels, *sizes)
-    images, kept, broken, notes = cache.images(cache.blocks(paths), ids, paths, place, *sizes)
-    ids = [ids[i] for i in kept]
+    images, originals, broken, notes = cache.images(cache.blocks(paths), ids, paths, place, *sizes)
+    ids, paths = ([texts[i] for i in originals.rows] for texts in (ids, paths))
     if not parts:
         class_names = published.class_names(Path(source), labels)
     else:  # both splits number the classes alike, also one that only one of them has
@@ -309,4 +333,4 @@ def _folder(source: str, found: folders.Split | str, split: str, labels: str | N
                      f"'{class_names[lonely[0]]}'")  # fmt: skip
     unreadable = [(inside + id, why) for id, why in sorted(unreadable + broken)]
     return ImageSet(images, labels_given, labels_true, class_names, [inside + id for id in ids], unreadable, notes,
-                    [Path(files[id]) for id in ids])  # fmt: skip
+                    paths, originals)  # fmt: skip

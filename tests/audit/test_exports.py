@@ -69,7 +69,7 @@ def odd(tmp_path) -> data.ImageSet:
         rows = [(name, CLASSES[i % 4]) for i, name in enumerate([*NAMES, "broken.png"])]
         csv.writer(file).writerows([("id", "label"), *rows])
     image_set = data.load(folder)
-    return replace(image_set, ids=[file.name for file in image_set.files], class_names=sorted(CLASSES))
+    return replace(image_set, ids=[Path(file).name for file in image_set.files], class_names=sorted(CLASSES))
 
 
 @pytest.fixture
@@ -225,8 +225,8 @@ def test_thumbnails_keep_the_aspect_of_the_file_and_stand_upright(tmp_path):
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
 def test_thumbnails_of_every_kind_of_picture_are_as_bright_as_it(mode, tmp_path):
-    """Real numbers from 0 to 1 are shares of white, as an audit takes them."""
-    value = {"RGB": (200,) * 3, "RGBA": (200, 200, 200, 0), "LA": (200, 0), "CMYK": (0, 0, 0, 55), "1": 1,
+    """Real numbers from 0 to 1 are shares of white, what is transparent lets white through, as an audit takes them."""
+    value = {"RGB": (200,) * 3, "RGBA": (90, 90, 90, 85), "LA": (90, 85), "CMYK": (0, 0, 0, 55), "1": 1,
              "I;16": 200 << 8, "I": 200 << 8, "F": 200 / 255}.get(mode, 200)  # fmt: skip
     grey = Image.new("RGB", (12, 8), (200,) * 3)
     file = io.BytesIO()
@@ -251,7 +251,7 @@ def test_thumbnails_of_files_that_went_bad_come_from_the_tensor(tmp_path, bare):
 
 
 def test_pictures_are_files_or_put_into_a_folder(odd, bare, tmp_path):
-    assert exports.pictures(tmp_path / "out", odd, [3, 1]) == [odd.files[3], odd.files[1]]
+    assert exports.pictures(tmp_path / "out", odd, [3, 1]) == [Path(odd.files[3]), Path(odd.files[1])]
     assert not (tmp_path / "out").exists()
     first, second = exports.pictures(tmp_path / "out", bare, np.array([7, 59]))
     assert first == tmp_path / "out" / "images" / "000007.png"

@@ -2,6 +2,7 @@
 
 import os
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def check_rows(image_set, source):
     """Every row of a folder has the id, the label and, where it is planted, the colour of its file."""
     rows = zip(image_set.ids, image_set.files, image_set.labels_given, image_set.images, strict=bool(image_set.files))
     listed = any(path.is_file() and path.suffix.lower() == ".csv" for path in source.glob("*"))
-    for id, path, given, image in rows:
+    for id, path, given, image in ((id, Path(file), *rest) for id, file, *rest in rows):
         relative = os.fsencode(path.relative_to(source)).decode("utf-8", "backslashreplace")
         assert path.is_file() and (id == relative or "\\" in id)
         name, own = path.name, image_set.class_names[given]

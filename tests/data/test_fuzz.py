@@ -108,7 +108,8 @@ def test_damaged_images_are_read_or_listed(tmp_path, numbers):
     blobs = [fuzz.image(np.random.default_rng(0), share=0)[1]]
     blobs += [fuzz.image(np.random.default_rng([7, number]), share=1)[1] for number in numbers]
     ids, parts = [str(i) for i in range(len(blobs))], [cache.Block(len(blobs), lambda: map(io.BytesIO, blobs))]
-    images, kept, unreadable, _ = cache.images(parts, ids, [], tmp_path, 16)
+    images, originals, unreadable, _ = cache.images(parts, ids, [], tmp_path, 16)
+    kept = originals.rows.tolist()
     assert kept[0] == 0 and sorted([*kept, *(int(id) for id, _ in unreadable)]) == list(range(len(blobs)))
     assert images.shape[0] == len(kept) and all(one_line(reason) for _, reason in unreadable)
     assert min(len(kept), len(unreadable)) > 10

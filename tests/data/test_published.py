@@ -69,7 +69,7 @@ def test_mini_webvision(webvision):
     train, test = data.load(webvision), data.load(str(webvision), "test")
     assert train.ids == ["google/q0001/b.jpg", "google/q0001/a.jpg", "google/q0002/d.jpg"]
     assert train.labels_given.tolist() == [1, 0, 49] and train.labels_true is None
-    assert train.files == [webvision / id for id in train.ids] and not train.unreadable
+    assert train.files == [str(webvision / id) for id in train.ids] and not train.unreadable
     assert test.ids == ["val_images_256/val000002.jpg", "val_images_256/val000003.jpg"]
     assert test.labels_given.tolist() == test.labels_true.tolist() == [49, 0]
     assert len(train.class_names) == 50 and train.class_names == test.class_names
