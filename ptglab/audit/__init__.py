@@ -11,7 +11,7 @@ from ptglab.train import engine
 
 def run(
     source: str | Path, out: str | Path, budget: str = "quick", *, labels: str = "", seed: int = 0,
-    device: str = "auto", image_size: int = 0, flip: bool = True, start: str | Path = "auto", method: str = "auto",
+    device: str = "auto", image_size: int = 0, flip: bool = True, start: str | Path = "auto", method: str = "simclr",
     backbone: str = "resnet18", width: int = 0, epochs: int = -1, batch_size: int = 256, detector: str = "ensemble",
     flag: str = "own",
 ) -> Suspects:  # fmt: skip
@@ -39,12 +39,12 @@ def run(
     with stages.refusal_leaves_nothing(out):
         folder = runs.start(out, stages.CHANGEABLE, **parameters)
         images, pixels = stages.load(folder, str(source), labels, image_size, plan)
-        network, began, method = stages.start(str(start), method, plan, backbone, width, pixels, seed)
+        networks = stages.start(str(start), backbone, width or plan.width, pixels, seed)
     given, classes, views = images.labels_given, images.num_classes, stages.views(pixels, flip, str(source))
-    epochs = stages.epochs(epochs, plan, pixels, network, began)
-    stages.pretrain(folder, network, pixels, given, method, epochs, batch_size, views, seed, place)
-    features = stages.features(folder, network, pixels, seed, place)
-    probs = stages.probabilities(folder, network, plan, pixels, features, given, classes, views, seed, place)
+    epochs = stages.epochs(epochs, plan, pixels, networks)
+    stages.pretrain(folder, networks, pixels, given, method, epochs, batch_size, views, seed, place)
+    features, used = stages.features(folder, networks, images, pixels, seed, place, start == "auto")
+    probs = stages.probabilities(folder, networks, plan, pixels, features, given, classes, views, seed, place)
     inputs, nearest = {"probs": probs, "features": features}, stages.nearest(folder, features)
     if detector not in label_errors.usable(inputs, len(given)):
         inputs["history"] = stages.history(folder, features, given, classes, seed, place)
@@ -60,6 +60,6 @@ def run(
     ]
     _, conflicting, odd = stages.odd_images(folder, images, pixels, nearest)
     counts = {"duplicates": int(conflicting.sum()), "outliers": int(odd.sum())}
-    about = {"detector": detector, "method": method, "start": began}
+    about = {"detector": detector, "start": used, "epochs": epochs}
     stages.report(folder, images, suspects, str(source), rate, estimates, about | counts)
     return suspects

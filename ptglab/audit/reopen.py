@@ -22,7 +22,7 @@ from ptglab.detect.suspects import Suspects, check
 from ptglab.errors import InputError
 from ptglab.lab import runs
 from ptglab.text import unescape_formula
-from ptglab.train import backbones, patches, predict
+from ptglab.train import backbones, engine, predict
 
 MOST_COMPARED = 20_000  # rows up to which detectors that compare every image with every other one are offered
 COLUMNS = ["id", "given", "suggested", "score", "flagged"]
@@ -82,12 +82,10 @@ class Findings:
 
     @cached_property
     def network(self) -> nn.Module | None:
-        """The network that made the features, or one that was trained there; None if there is none."""
-        weights = {name: runs.Run(self.folder / name).weights for name in ("pretrain", "supervised", "features")}
-        stored = next((name for name, path in weights.items() if path.exists()), None)
-        if stored == "features":
-            return patches.load(weights[stored])
-        return backbones.load(weights[stored])[0] if stored else None
+        """The network that a notebook trained and left in this folder; None if there is none."""
+        weights = (runs.Run(self.folder / name).weights for name in ("pretrain", "supervised"))
+        stored = next((path for path in weights if path.exists()), None)
+        return backbones.load(stored)[0] if stored else None
 
     @cached_property
     def features(self) -> np.ndarray:
@@ -101,10 +99,14 @@ class Findings:
     @cached_property
     def test(self) -> tuple[np.ndarray, np.ndarray] | None:
         """The features of the test images, float32 [T, D], and their labels; None without such images or a network."""
-        if "test" not in data.splits(self.source) or self.network is None:
+        audited = "budget" in self.params
+        if "test" not in data.splits(self.source) or not (audited or self.network):
             return None
         test = data.load(self.source, "test", **_size(self.params))
-        return predict.features(self.network, test.images[:, : self._pixels.shape[1]]), test.labels_given
+        pixels = test.images[:, : self._pixels.shape[1]]
+        if audited:
+            return stages.features_of(runs.Run(self.folder), test, pixels, engine.place()), test.labels_given
+        return predict.features(self.network, pixels), test.labels_given
 
     def apply(self, corrections: Corrections, run: runs.Run) -> tuple[np.ndarray, np.ndarray]:
         """Write the mended labels into the folder of `run`, and return (labels int64 [N], which rows are kept).

@@ -3,10 +3,14 @@
 A stage is a folder of the run folder. What it has finished is read from there, and what was interrupted is resumed.
 """
 
+import copy
+import functools
+import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +22,12 @@ from torch import Tensor, nn
 
 from ptglab import data, files
 from ptglab.audit import exports
-from ptglab.data.decode import allocate
+from ptglab.data.decode import allocate, resized
 from ptglab.detect import duplicates, label_errors, neighbours, noise_rate, suspects
 from ptglab.detect.suspects import Suspects
 from ptglab.errors import InputError, one_of
 from ptglab.lab import runs
-from ptglab.train import augment, backbones, engine, finetune, patches, predict
+from ptglab.train import augment, backbones, checkpoints, engine, finetune, patches, predict, starts
 from ptglab.train import pretrain as pretraining
 
 NOTEBOOK = "06_audit_your_images"
@@ -32,14 +36,17 @@ FEWEST = 10  # images that can be judged at all
 FEWEST_EPOCHS = 5  # of pre-training that are worth it
 HISTORY = 30  # epochs over which a linear head is followed
 NEIGHBOURS = 20  # of each image that are searched for
-METHODS = ["auto", "patches", *pretraining.METHODS]
+
+AUTO = "patches+lite0"  # the default: no download, and never much worse than the better of the two
+SIZES = {"lite0": 192}  # pixels a side at which a start looks at the images of an audit, if not its own size
+PATCH_SIDE = 32  # pixels a side at which patches are learned: no worse than at 64, in a quarter of the time
+DIRECTIONS = 256  # of the features of each network: no worse than all of them, in a fifth of the time
 
 
 @dataclass(frozen=True)
 class Budget:
     """A row of BUDGETS: what an audit may spend."""
 
-    method: str  # of pre-training from nothing
     width: int  # of a backbone that starts from nothing
     largest: int  # pixels a side; larger images are shrunk to that
     work: float  # images seen in pre-training, if they have 32 pixels a side and the backbone a width of 16
@@ -49,9 +56,9 @@ class Budget:
 
 
 BUDGETS = {
-    "quick": Budget("patches", 16, 64, 1e5, 60, 4),
-    "standard": Budget("simclr", 32, 128, 1e6, 200, 10),
-    "thorough": Budget("simclr", 64, 224, 1e7, 800, 10, 10),
+    "quick": Budget(16, 64, 1e5, 60, 4),
+    "standard": Budget(32, 128, 1e6, 200, 10),
+    "thorough": Budget(64, 224, 1e7, 800, 10, 10),
 }
 
 
@@ -79,6 +86,31 @@ def refusal_leaves_nothing(out: str | Path) -> Iterator[None]:
         raise
 
 
+def timed(stage: Callable) -> Callable:
+    """Return the function `stage`, which from then on adds how long it took to seconds.json in the folder of its run.
+
+    A stage that was finished earlier takes no time, and what it took then is kept.
+    """
+
+    @functools.wraps(stage)
+    def timed_stage(run: runs.Run, *arguments: object, **named: object) -> object:
+        start = time.perf_counter()
+        result = stage(run, *arguments, **named)
+        took = seconds(run)
+        took[stage.__name__] = max(took.get(stage.__name__, 0), round(time.perf_counter() - start, 1))
+        files.write_json(run.path / "seconds.json", took)
+        return result
+
+    return timed_stage
+
+
+def seconds(run: runs.Run) -> dict[str, float]:
+    """Return {stage: how many seconds it took}."""
+    path = run.path / "seconds.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+@timed
 def load(run: runs.Run, source: str, labels: str, image_size: int, budget: Budget) -> tuple[data.ImageSet, Tensor]:
     """Return (the images with their labels, their pixels as they are learned from, uint8 [N, C, H, W]).
 
@@ -120,105 +152,193 @@ def views(images: Tensor, flip: bool, dataset: str) -> dict[str, str]:
     return {name: augment.for_dataset(preset + variant, dataset) for name, preset in presets.items()}
 
 
-def start(
-    name: str, method: str, budget: Budget, backbone: str, width: int, images: Tensor, seed: int
-) -> tuple[backbones.ResNet | None, str, str]:
-    """Return (network, what it begins with, in words, how it is pre-trained) for uint8 `images` [N, C, H, W].
+def start(name: str, backbone: str, width: int, images: Tensor, seed: int) -> dict[str, nn.Module | None]:
+    """Return {start: network}: what describes uint8 `images` [N, C, H, W]; None stands for patches, not yet learned.
 
-    name: `scratch`; `imagenet`, from torch's cache or the network; a file of weights, ours or torchvision's; or
-    `auto`: for colour images `imagenet` where such weights can be had, and otherwise `scratch`. ImageNet weights have
-    a width of 64. method: one of METHODS, or `auto`, the budget's from nothing and `simclr` from weights. There is no
-    network (None) for patches. Raises InputError for a start that is not there, and for patches with weights.
+    name: `patches`, learned from the images in a minute; `scratch`, a ResNet that knows nothing; `imagenet`, one with
+    torchvision's weights, from torch's cache or the network; a file of weights, ours or torchvision's; what
+    `starts.load` knows; several of these, joined by `+`, whose features stand side by side; or `auto`, which is AUTO.
+    Raises InputError for a start that is not there or does not fit the images, and for two ResNets.
     """
-    one_of("method", method, METHODS)
-    trained, why = "simclr" if method == "auto" else method, ""
-    if name == "auto" and images.shape[1] == 3 and method != "patches":
-        try:
-            return backbones.imagenet(backbone, images), "ImageNet weights", trained
-        except InputError as error:
-            why = f" (there are {error})"
-    if name in ("auto", "scratch"):
-        method = budget.method if method == "auto" else method
-        network = None if method == "patches" else backbones.build(backbone, width or budget.width, images, seed)
-        return network, f"nothing{why}", method
-    if method == "patches":
-        raise InputError("patches learn from the images alone: leave start at auto, or choose another method")
+    name = AUTO if name == "auto" else name
+    parts = [name] if os.path.exists(name) else name.split("+")
+    networks = {part: _network(part, backbone, width, images, seed) for part in parts}
+    if len(networks) < len(parts) or sum(isinstance(each, backbones.ResNet) for each in networks.values()) > 1:
+        raise InputError(f"start is '{name}': it may name each start once, and one network that learns")
+    return networks
+
+
+def _network(name: str, backbone: str, width: int, images: Tensor, seed: int) -> nn.Module | None:
+    if name == "patches":
+        return None
+    if name == "scratch":
+        return backbones.build(backbone, width, images, seed)
     if name == "imagenet":
-        return backbones.imagenet(backbone, images), "ImageNet weights", trained
+        return backbones.imagenet(backbone, images)
     if not Path(name).is_file():
-        one_of("start", name, ["auto", "scratch", "imagenet", "or a file of weights"])
+        if not (Path(name).is_dir() or name in starts.STARTS or name.startswith("timm:")):
+            known = ["auto", "patches", "scratch", "imagenet", *starts.STARTS, "timm:NAME"]
+            one_of("start", name, [*known, "or a file or folder of weights"])
+        return starts.load(name, SIZES.get(name, 0))
     try:
         network, _ = backbones.load(name)
     except InputError:
-        return backbones.imagenet(backbone, images, name), f"ImageNet weights in {name}", trained
+        return backbones.imagenet(backbone, images, name)
     if network.sizes["channels"] != images.shape[1]:
         raise InputError(f"{name} is for images of {network.sizes['channels']} channels, not {images.shape[1]}")
-    return network, name, trained
+    return network
 
 
-def epochs(asked: int, budget: Budget, images: Tensor, network: backbones.ResNet | None, began: str) -> int:
-    """Return how many epochs `network` is pre-trained on uint8 `images` [N, C, H, W]: as many as `asked`, if not -1.
+def learner(networks: dict[str, nn.Module | None]) -> tuple[str, nn.Module | None]:
+    """Return (start, network) of the one of `networks` that can be pre-trained on the images, ("", None) without one.
 
-    Otherwise what `budget` buys: a network that began with nothing gets FEWEST_EPOCHS at least; one that began with
-    weights gets none rather than fewer. There are none without a network.
+    It is the ResNet, or else a network that others have trained.
     """
+    found = [(name, network) for name, network in networks.items() if network is not None]
+    return min(found, key=lambda pair: not isinstance(pair[1], backbones.ResNet), default=("", None))
+
+
+def epochs(asked: int, budget: Budget, images: Tensor, networks: dict[str, nn.Module | None]) -> int:
+    """Return how many epochs the `learner` of `networks` is pre-trained on uint8 `images` [N, C, H, W].
+
+    As many as `asked`, if not -1. Otherwise what `budget` buys for a ResNet: one that began with nothing gets
+    FEWEST_EPOCHS at least, one that began with weights gets none rather than fewer. Others stay as they are.
+    """
+    name, network = learner(networks)
     if network is None or asked >= 0:
         return 0 if network is None else asked
+    if not isinstance(network, backbones.ResNet):
+        return 0
     cost = (max(images.shape[2:]) / 32) ** 2 * (network.sizes["width"] / 16) ** 2
     bought = min(budget.most_epochs, math.ceil(budget.work / (cost * len(images))))
-    return bought if bought >= FEWEST_EPOCHS else FEWEST_EPOCHS * began.startswith("nothing")
+    return bought if bought >= FEWEST_EPOCHS else FEWEST_EPOCHS * (name == "scratch")
 
 
+@timed
 def pretrain(
-    run: runs.Run, network: nn.Module | None, images: Tensor, labels: np.ndarray, method: str, epochs: int,
+    run: runs.Run, networks: dict[str, nn.Module | None], images: Tensor, labels: np.ndarray, method: str, epochs: int,
     batch_size: int, views: dict[str, str], seed: int, place: engine.Place,
 ) -> pd.DataFrame:  # fmt: skip
-    """Pre-train `network`, if there is one, on uint8 `images` [N, C, H, W]; return the records, one per epoch.
+    """Pre-train the `learner` of `networks` on uint8 `images` [N, C, H, W]; return the records, one per epoch.
 
     labels: the given ones, int64 [N], which are compared with the neighbours' and never learned from.
     """
-    stage = run.stage("pretrain")
-    if network is not None and not stage.done:
-        if epochs:
-            steps = pretraining.train(
-                network, images, method, epochs=epochs, batch_size=batch_size, seed=seed, place=place,
-                augmentation=views[method], schedule="short" if epochs < 200 else "full",
-                projection=256 if place.device.type == "cpu" else None, labels_given=labels,
-                checkpoint=stage.checkpoint,
-            )  # fmt: skip
-            stage.follow(steps, f"pre-train {method}", epochs)
-        backbones.save(stage.weights, network)
+    stage, (_, network) = run.stage("pretrain"), learner(networks)
+    if network is not None and epochs and not stage.done:
+        steps = pretraining.train(
+            network, images, method, epochs=epochs, batch_size=batch_size, seed=seed, place=place,
+            augmentation=views[method], schedule="short" if epochs < 200 else "full",
+            projection=256 if place.device.type == "cpu" else None, labels_given=labels, checkpoint=stage.checkpoint,
+        )  # fmt: skip
+        stage.follow(steps, f"pre-train {method}", epochs)
+        checkpoints.write_tensors(stage.weights, network.state_dict(), {})
         stage.finish()
     return stage.records()
 
 
-def features(run: runs.Run, network: nn.Module | None, images: Tensor, seed: int, place: engine.Place) -> np.ndarray:
-    """Return features, float32 [N, D], mapped from disk: of the pre-trained network, or of patches without one."""
+@timed
+def features(
+    run: runs.Run, networks: dict[str, nn.Module | None], images: data.ImageSet, pixels: Tensor, seed: int,
+    place: engine.Place, choose: bool,
+) -> tuple[np.ndarray, str]:  # fmt: skip
+    """Return (features float32 [N, D], mapped from disk; the starts that they come from, joined by `+`).
+
+    Each network's are projected on their DIRECTIONS principal directions and scaled to a variance of 1 in all, so that
+    networks count alike side by side. choose: take those of one network alone if its linear heads, out of fold, give
+    the given labels a greater likelihood than the heads on all of them: no truth is needed for that.
+    """
     stage = run.stage("features")
     if not stage.done:
-        if network is not None:
-            network, _ = backbones.load(run.stage("pretrain").weights)
-        else:
-            network = patches.learn(images, seed, place)
-            patches.save(stage.weights, network)
-        predict.features(network, images, place, stage.growing_array("features", (len(images), network.num_features)))
+        if "patches" in networks:
+            patches.save(stage.weights, patches.learn(_shrunk(pixels), seed, place))
+        raw, blocks, n = [], {}, len(images)
+        for i, (name, network) in enumerate(trained(run, networks).items()):
+            raw.append(stage.growing_array(f"raw{i}", (n, network.num_features)))
+            described(network, images, pixels, place, raw[i])
+            mean, directions = predict.principal(raw[i], DIRECTIONS)
+            stage.save_array(f"mean{i}", mean)
+            stage.save_array(f"directions{i}", directions)
+            first = max((columns.stop for columns in blocks.values()), default=0)
+            blocks[name] = slice(first, first + directions.shape[1])
+        side_by_side = stage.growing_array("side_by_side", (n, blocks[name].stop))
+        for i, columns in enumerate(blocks.values()):
+            predict.projected(raw[i], stage.array(f"mean{i}"), stage.array(f"directions{i}"), side_by_side[:, columns])
+        chosen = slice(0, blocks[name].stop)
+        if choose and len(blocks) > 1:
+            chosen = min([chosen, *blocks.values()], key=lambda columns: _loss(side_by_side[:, columns], images, seed))
+        stage.save_array("features", side_by_side[:, chosen])
+        names = [name for name, columns in blocks.items() if chosen.start <= columns.start < chosen.stop]
+        files.write_json(stage.path / "starts.json", names)
         stage.finish()
-    return stage.array("features")
+    return stage.array("features"), "+".join(json.loads((stage.path / "starts.json").read_text()))
 
 
+def features_of(run: runs.Run, images: data.ImageSet, pixels: Tensor, place: engine.Place) -> np.ndarray:
+    """Return features, float32 [M, D], of other images by the networks of an audit that is finished.
+
+    pixels: uint8 [M, C, H, W], with as many channels as those that were audited.
+    """
+    params, stage, blocks = run.params, run.stage("features"), []
+    budget, seed = BUDGETS[params["budget"]], params["seed"]
+    networks = start(params["start"], params["backbone"], params["width"] or budget.width, pixels, seed)
+    used = json.loads((stage.path / "starts.json").read_text())
+    for i, (name, network) in enumerate(trained(run, networks).items()):
+        if name in used:
+            mean, directions = stage.array(f"mean{i}"), stage.array(f"directions{i}")
+            blocks.append(np.empty((len(images), directions.shape[1]), np.float32))
+            predict.projected(described(network, images, pixels, place), mean, directions, blocks[-1])
+    return np.concatenate(blocks, 1)
+
+
+def _loss(features: np.ndarray, images: data.ImageSet, seed: int) -> float:
+    """Return the mean of -log p of the given labels under linear heads that did not see them."""
+    given = images.labels_given
+    probs = predict.out_of_fold(features, given, images.num_classes, seed=seed)
+    return -np.log(probs[np.arange(len(given)), given].clip(1e-9)).mean()
+
+
+def trained(run: runs.Run, networks: dict[str, nn.Module | None]) -> dict[str, nn.Module]:
+    """Return `networks` as they are after the stages `pretrain` and, for patches, `features`."""
+    _, network = learner(networks)
+    if (weights := run.stage("pretrain").weights).exists():
+        network.load_state_dict(checkpoints.read_tensors(weights)[0], strict=True)
+    return {name: network or patches.load(run.stage("features").weights) for name, network in networks.items()}
+
+
+def described(
+    network: nn.Module, images: data.ImageSet, pixels: Tensor, place: engine.Place, into: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the features that `network` has of `images`, float32 [N, D]; the array `into` is filled, if given.
+
+    A network that others have trained sees the original images at its own size, streamed; ours see uint8 `pixels`
+    [N, C, H, W], and patches see them shrunk.
+    """
+    if isinstance(network, starts.Pretrained):
+        batches = images.batches(network.size, network.crop, network.interpolation)
+        return predict.features(network, batches, place, np.empty((len(images), network.num_features), np.float32)
+                                if into is None else into)  # fmt: skip
+    return predict.features(network, _shrunk(pixels) if isinstance(network, patches.Patches) else pixels, place, into)
+
+
+def _shrunk(pixels: Tensor) -> Tensor:
+    side = max(pixels.shape[2:])
+    return resized(pixels, PATCH_SIDE) if side > PATCH_SIDE else pixels
+
+
+@timed
 def probabilities(
-    run: runs.Run, network: nn.Module | None, budget: Budget, images: Tensor, features: np.ndarray,
+    run: runs.Run, networks: dict[str, nn.Module | None], budget: Budget, images: Tensor, features: np.ndarray,
     labels: np.ndarray, num_classes: int, views: dict[str, str], seed: int, place: engine.Place,
 ) -> np.ndarray:  # fmt: skip
     """Return out-of-fold probabilities, float32 [N, K], by linear heads on the features or by tuned networks."""
-    stage = run.stage("probs")
+    stage, (_, network) = run.stage("probs"), learner(networks)
     if not stage.done:
         if network is not None and budget.tuned_epochs:
+            trained(run, networks)
             probs = np.empty((len(images), num_classes), np.float32)
 
             def tuned() -> tuple[nn.Module, nn.Module]:
-                again, _ = backbones.load(run.stage("pretrain").weights)
-                return again, backbones.head(again.num_features, num_classes)
+                return copy.deepcopy(network), backbones.head(network.num_features, num_classes)
 
             steps = finetune.cross_fit(
                 tuned, images, labels, probs, mode="light", epochs=budget.tuned_epochs, folds=5, seed=seed,
@@ -232,6 +352,7 @@ def probabilities(
     return stage.array("probs")
 
 
+@timed
 def history(
     run: runs.Run, features: np.ndarray, labels: np.ndarray, num_classes: int, seed: int, place: engine.Place
 ) -> np.ndarray:
@@ -249,6 +370,7 @@ def history(
     return stage.array("history")
 
 
+@timed
 def nearest(run: runs.Run, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (similarity float32, index int64), both [N, NEIGHBOURS], of the nearest images: one search for all."""
     stage = run.stage("neighbours")
@@ -270,6 +392,7 @@ def flag(found: Suspects, by: str, rate: float, labels: np.ndarray, belief: np.n
     return suspects.flag(found, round(rate * len(labels)) if by == "rate" else int(by), labels, belief)
 
 
+@timed
 def odd_images(
     run: runs.Run, images: data.ImageSet, pixels: Tensor, nearest: tuple
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ptglab.errors import InputError
 from ptglab.train import engine
 
+BATCH = 1 << 12  # images that are described at a time
 BLOCK_ROWS = 1 << 16  # images whose features are in memory at a time
 BLOCK_ELEMENTS = 1 << 20  # logits worked on at a time
 HELD = 1 << 28  # features that are held in memory, 1 GB; more are read again, block by block, for each step
@@ -21,24 +23,53 @@ ROUNDING = 1e-6  # of the loss at the start: what float32 may add to a loss
 
 
 def features(
-    backbone: nn.Module, images: Tensor, place: engine.Place | None = None, into: np.ndarray | None = None
-) -> np.ndarray:
+    backbone: nn.Module, images: Tensor | Iterable[Tensor], place: engine.Place | None = None,
+    into: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
     """Return the backbone's features, float32 [N, D], of uint8 `images` [N, C, H, W], unaugmented, in order.
 
-    If given, the array `into` [N, D] is filled; it may be mapped to a file, for more features than memory holds.
+    Images may also come as batches, one after the other. The array `into` [N, D] is filled, which batches need; it may
+    be mapped to a file, for more features than memory holds. A progress bar shows after three seconds.
     """
-    place = place or engine.place()
+    place, row = place or engine.place(), 0
     backbone = place.put(backbone)
-    for rows in _blocks(len(images), BLOCK_ROWS):
-        part = engine.evaluate(backbone, images[rows], place).cpu().numpy()
-        if into is None:
-            into = np.empty((len(images), part.shape[1]), np.float32)
-        into[rows] = part
+    batches = images.split(BATCH) if isinstance(images, Tensor) else images
+    number = len(images if into is None else into)
+    with tqdm(total=number, desc="features", unit=" images", delay=3, leave=False) as bar:
+        for batch in batches:
+            part = engine.evaluate(backbone, batch, place).cpu().numpy()
+            if into is None:
+                into = np.empty((number, part.shape[1]), np.float32)
+            into[row : row + len(part)] = part
+            row += len(part)
+            bar.update(len(part))
     return into
 
 
 def _blocks(n: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def principal(features: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (mean float32 [D], directions float32 [D, M]) of `features`, float32 [N, D], which may be mapped.
+
+    (features - mean) @ directions are the M first principal components, at most `most` and fewer than N, scaled to a
+    variance of 1 in all; they are not whitened, so that distances stay what they are. Sums are float64, over blocks.
+    """
+    n, d = features.shape
+    blocks = _blocks(n, BLOCK_ROWS)
+    mean = (sum(features[rows].sum(0, dtype=np.float64) for rows in blocks) / n).astype(np.float32)
+    centred = (features[rows] - mean for rows in blocks)
+    values, vectors = np.linalg.eigh(sum((x.T @ x).astype(np.float64) for x in centred) / n)
+    number = max(1, min(most, n - 1, d))
+    total = values[-number:].clip(min=0).sum()
+    return mean, (vectors[:, : -number - 1 : -1] / np.sqrt(max(total, 1e-12))).astype(np.float32)
+
+
+def projected(features: np.ndarray, mean: np.ndarray, directions: np.ndarray, into: np.ndarray) -> None:
+    """Write (features - mean) @ directions, see `principal`, into the array `into`, float32 [N, M], block by block."""
+    for rows in _blocks(len(features), BLOCK_ROWS):
+        into[rows] = (features[rows] - mean) @ directions
 
 
 def probabilities(backbone: nn.Module, head: nn.Module, inputs: Tensor, place: engine.Place | None = None):
@@ -107,9 +138,10 @@ def linear_heads(
 
     features: float32 [N, D], which may be mapped to a file: more than HELD are read in blocks, again for each step of
     the search, some sixty times. labels_given: int64 [H, N], a row a head; seen: bool [H, N], the rows each head is
-    fitted on, by default all. Each head minimises its summed cross entropy plus l2/2 ||W||^2 on standardised features,
-    bias free. weight [H, D, K] and bias [H, K], float32, are for the features as they are. Raises InputError for
-    labels of a single class or beyond `num_classes`.
+    fitted on, by default all. Each head minimises its summed cross entropy plus l2/2 ||W||^2, bias free, on features
+    that are centred and divided by one scale: the mean variance of those that vary becomes 1. Standardised one by one,
+    the smallest principal component would count as much as the first. weight [H, D, K] and bias [H, K], float32,
+    are for the features as they are. Raises InputError for labels of a single class or beyond `num_classes`.
 
     Features are turned so that the bound of Boehning 1992 (Annals of the Institute of Statistical Mathematics 44) on
     every head's Hessian is the identity. L-BFGS (Nocedal & Wright 2006, algorithm 7.4) starts from that bound, with a
@@ -121,7 +153,7 @@ def linear_heads(
     if labels_given.min() < 0 or labels_given.max() >= num_classes:
         found = f"{labels_given.min()} to {labels_given.max()}"
         raise InputError(f"labels run from {found}; they must lie between 0 and {num_classes - 1}")
-    rows_at, mean, std, gram = _standardised(features, device)
+    rows_at, mean, scale, gram = _scaled(features, device)
     penalty = torch.full((len(gram),), l2, device=gram.device)
     penalty[-1] = 0
     values, vectors = torch.linalg.eigh(gram / 2 + penalty.double().diag())
@@ -156,28 +188,29 @@ def linear_heads(
 
     v = _lbfgs(objective, torch.zeros_like(target))
     weight = (turn @ v.flatten(1)).view(shape).permute(2, 0, 1).contiguous()  # [H, D + 1, K]
-    weight, bias = weight[:, :-1] / std[:, None], weight[:, -1]
+    weight, bias = weight[:, :-1] / scale, weight[:, -1]
     return weight.cpu().numpy(), (bias - mean @ weight).cpu().numpy()
 
 
-def _standardised(features: np.ndarray, device: torch.device | str) -> tuple[Callable, Tensor, Tensor, Tensor]:
-    """Return (function of rows to float32 [B, D + 1], mean [D], std [D], the products of all columns [D + 1, D + 1]).
+def _scaled(features: np.ndarray, device: torch.device | str) -> tuple[Callable, Tensor, Tensor, Tensor]:
+    """Return (function of rows to float32 [B, D + 1], mean [D], scale [], the products of all columns [D + 1, D + 1]).
 
-    The function standardises features; the last one is 1 and carries the bias. Sums are float64, over blocks.
+    The function centres features and divides by the scale; the last one is 1 and carries the bias. Sums are float64,
+    over blocks.
     """
     n, d = features.shape
-    mean, std = torch.zeros(d, device=device), torch.ones(d, device=device)
+    mean, scale = torch.zeros(d, device=device), torch.ones((), device=device)
 
     def rows_at(rows: slice) -> Tensor:
         x = torch.as_tensor(np.array(features[rows], np.float32), device=device)
-        return torch.cat([(x - mean) / std, torch.ones_like(x[:, :1])], 1)
+        return torch.cat([(x - mean) / scale, torch.ones_like(x[:, :1])], 1)
 
     blocks = _blocks(n, BLOCK_ROWS)
     mean += sum(rows_at(rows)[:, :-1].sum(0, dtype=torch.float64) for rows in blocks).float() / n
-    squares = sum(rows_at(rows)[:, :-1].double().square().sum(0) for rows in blocks)
-    std *= (squares / max(1, n - 1)).sqrt().float().clamp(min=1e-6)
+    variance = sum(rows_at(rows)[:, :-1].double().square().sum(0) for rows in blocks) / max(1, n - 1)
+    scale *= variance[variance > 0].mean().nan_to_num(1.0).sqrt().float().clamp(min=1e-6)  # none varies: any scale
     gram = sum((x.mT @ x).double() for x in map(rows_at, blocks))
-    return rows_at, mean, std, gram
+    return rows_at, mean, scale, gram
 
 
 def _lbfgs(objective: Callable[[Tensor], tuple[Tensor, Tensor]], v: Tensor) -> Tensor:

@@ -159,7 +159,7 @@ def hostile(tmp_path) -> Path:
 
 
 def test_an_audit_escapes_names(hostile, tmp_path):
-    audit.run(hostile, tmp_path / "out", device="cpu", start="scratch")
+    audit.run(hostile, tmp_path / "out", device="cpu", start="patches")
     page = (tmp_path / "out" / "gallery.html").read_text(encoding="utf-8")
     assert not RUN.search(page) and "&lt;img src=x onerror=alert(1)&gt;" in page
 
@@ -168,7 +168,7 @@ def test_an_audit_escapes_names(hostile, tmp_path):
 def test_an_executed_audit_escapes_names(hostile, tmp_path):
     """Through notebook 6 in a kernel: no output takes them for markup."""
     given = notebooks.values(
-        stages.NOTEBOOK, [f"dataset={hostile}", f"run_dir={tmp_path}/out", "device=cpu", "start=scratch"]
+        stages.NOTEBOOK, [f"dataset={hostile}", f"run_dir={tmp_path}/out", "device=cpu", "start=patches"]
     )
     notebooks.execute(stages.NOTEBOOK, tmp_path / "out" / "report.ipynb", given)
     cells = json.loads((tmp_path / "out" / "report.ipynb").read_text(encoding="utf-8"))["cells"]

@@ -15,7 +15,7 @@ from ptglab.audit.corrections import Corrections
 from ptglab.detect import label_errors
 from ptglab.detect.suspects import Suspects
 from ptglab.lab import runs
-from ptglab.train import backbones, patches
+from ptglab.train import backbones
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +96,6 @@ def test_features_come_from_the_network_where_none_are_stored(tmp_path, few):
     found = reopen.read(run.path)
     assert found.features.shape == (200, network.num_features)
     assert found.test[0].shape == (360, network.num_features) and len(found.test[1]) == 360
-
-
-def test_patches_are_loaded_as_they_were_learned(tmp_path, few, monkeypatch):
-    run, *_ = leave(tmp_path / "run")
-    monkeypatch.setattr(patches, "SAMPLES", 1000)
-    network = patches.learn(few.images, 0, number=20)
-    patches.save(run.stage("features").weights, network)
-    monkeypatch.setattr(patches, "learn", None)  # it is not called again
-    again = reopen.read(run.path).network.state_dict()
-    assert all((again[name] == tensor).all() for name, tensor in network.state_dict().items())
 
 
 def decide(run: runs.Run, found: reopen.Findings, true: np.ndarray, number: int) -> Corrections:

@@ -21,7 +21,7 @@ from ptglab.errors import InputError
 from ptglab.lab import metrics, notebooks, runs
 from ptglab.train import patches, predict
 
-QUICKLY = {"start": "scratch", "flip": False, "device": "cpu"}
+QUICKLY = {"start": "patches", "flip": False, "device": "cpu"}
 LEFT = {"suspects.csv", "unreadable.csv", "gallery.html", "summary.json", "duplicates.csv", "outliers.csv",
         "label_studio.json", "label_studio.xml", "fiftyone.csv", "params.json"}  # fmt: skip
 
@@ -62,7 +62,7 @@ def test_the_wrong_labels_are_found_and_everything_is_left(photos, audited):
     assert [row["id"] for row in rows(out / "unreadable.csv")] == ["3/broken.png"]
     summary = json.loads((out / "summary.json").read_text())
     assert summary["images"] == 300 and summary["unreadable"] == 1 and summary["flagged"] == suspects.flagged.sum()
-    assert summary["low"] <= summary["rate"] <= summary["high"] and summary["method"] == "patches"
+    assert summary["low"] <= summary["rate"] <= summary["high"] and summary["start"] == "patches"
     assert sum(number for *_, number in summary["confusions"]) <= summary["flagged"]
 
 
@@ -90,7 +90,7 @@ def test_other_parameters_and_other_images_are_refused(photos, audited, tmp_path
 @pytest.mark.parametrize(("options", "words"), [
     ({"budget": "quik"}, ["'quik'", "'quick'"]), ({"detector": "ensembel"}, ["'ensemble'"]),
     ({"flag": "some"}, ["flag", "'some'"]), ({"seed": "x"}, ["'seed'", "int"]), ({"flip": 1}, ["'flip'", "bool"]),
-    ({"start": "scrach"}, ["'scratch'"]), ({"method": "patchs"}, ["'patches'"]), ({"device": "gpu"}, ["'gpu'"]),
+    ({"start": "scrach"}, ["'scratch'"]), ({"start": "patchs"}, ["'patches'"]), ({"device": "gpu"}, ["'gpu'"]),
     ({"image_size": 3}, ["image_size"]), ({"labels": "none"}, ["'none'"]), ({"source": "nowhere/"}, ["nowhere/"]),
 ], ids=str)  # fmt: skip
 def test_what_is_refused_leaves_nothing(tmp_path, options, words):
@@ -130,7 +130,14 @@ def test_an_interrupted_audit_is_resumed(photos, audited, tmp_path, monkeypatch)
 
 
 def test_a_service_audits_in_a_thread_with_a_network_tuned_by_fold(photos, tmp_path):
-    small = {"method": "barlow_twins", "budget": "thorough", "width": 2, "epochs": 1, "image_size": 8}
+    small = {
+        "start": "scratch",
+        "method": "barlow_twins",
+        "budget": "thorough",
+        "width": 2,
+        "epochs": 1,
+        "image_size": 8,
+    }
     done = []
     thread = threading.Thread(
         target=lambda: done.append(audit.run(photos, tmp_path / "out", **QUICKLY | small, detector="disagreement"))
@@ -173,7 +180,7 @@ def test_bad_inputs(case, tmp_path, monkeypatch):
     source, labels = case.build(tmp_path / "source")
     out = tmp_path / "out"
     try:
-        audit.run(source, out, labels=labels or "", start="scratch")
+        audit.run(source, out, labels=labels or "", start="patches")
     except InputError as error:
         assert "\n" not in str(error) and not out.exists()
         assert case.expected == "refused" or case.readable < 10 or "same label" in str(error), error

@@ -56,7 +56,7 @@ def photos() -> Path:
 def audited(photos: Path, column: str) -> runs.Run:
     """Return the run of a quick audit of one column, started from nothing."""
     out = OUT / column
-    values = {"dataset": str(photos), "labels": column, "run_dir": str(out), "start": "scratch"}
+    values = {"dataset": str(photos), "labels": column, "run_dir": str(out), "start": "patches"}
     notebooks.execute("06_audit_your_images", out / "report.ipynb", values)
     return runs.Run(out)
 

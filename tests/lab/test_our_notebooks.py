@@ -113,7 +113,7 @@ def audited(tmp_path_factory) -> tuple[Path, np.ndarray]:
         (folder / "photos" / str(label)).mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[0].numpy()).save(folder / "photos" / str(label) / f"{i:03}.png")
     (folder / "photos" / "3" / "broken.png").write_bytes(b"no image")
-    execute("06_audit_your_images", folder, dataset="photos", run_dir="out", start="scratch", flip=False)
+    execute("06_audit_your_images", folder, dataset="photos", run_dir="out", start="patches", flip=False)
     return folder, digits.labels_given
 
 
@@ -130,7 +130,7 @@ def test_an_audit_finds_the_wrong_labels(audited):
     assert (table["suggested"] == true)[wrong & table["flagged"]].mean() > 0.9
     assert pd.read_csv(folder / "out" / "unreadable.csv")["id"].tolist() == ["3/broken.png"]
     summary = json.loads((folder / "out" / "summary.json").read_text())
-    assert summary["images"] == 400 and summary["unreadable"] == 1 and summary["method"] == "patches"
+    assert summary["images"] == 400 and summary["unreadable"] == 1 and summary["start"] == "patches"
     assert summary["low"] <= wrong.mean() <= summary["high"]
     assert sum(n for *_, n in summary["confusions"]) <= summary["flagged"]
 
@@ -140,7 +140,7 @@ def test_an_audit_goes_on_with_another_flag_and_refuses_other_images(audited, tm
     folder = shutil.copytree(audited[0], tmp_path / "copy")
     features = folder / "out" / "features" / "arrays" / "features.npy"
     before = features.stat().st_mtime_ns
-    again = {"dataset": "photos", "run_dir": "out", "start": "scratch", "flip": False}
+    again = {"dataset": "photos", "run_dir": "out", "start": "patches", "flip": False}
     execute("06_audit_your_images", folder, **again, flag="7", detector="knn")
     assert pd.read_csv(folder / "out" / "suspects.csv")["flagged"].sum() == 7
     assert features.stat().st_mtime_ns == before

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from expected import refused
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from synthetic import planted
 from torch import nn
@@ -22,7 +23,7 @@ def test_out_of_fold_is_sklearns_regression_fold_by_fold(n, k, folds, l2):
     given, _, _, features = planted(n=n, k=k, rate=0.3, seed=n)
     features = features * np.float32(7) + np.linspace(-50, 50, 16, dtype=np.float32)  # any scale, any offset
     x = features.astype(np.float64)
-    x = (x - x.mean(0)) / x.std(0, ddof=1)
+    x = scaled(features)
     fold = engine.folds(given, folds, 3)
     expected = np.zeros((n, k))
     for f in range(folds):
@@ -64,10 +65,10 @@ def test_a_row_is_not_predicted_from_its_label(monkeypatch, changed, l2):
 
 @pytest.mark.parametrize(("share", "l2"), [(0.5, 100.0), (0.8, 5.0)])
 def test_heads_learn_from_trusted_rows_only(share, l2):
-    """scikit-learn's, fold by fold: every row is predicted, trusted or not, in the standardisation of all."""
+    """scikit-learn's, fold by fold: every row is predicted, trusted or not, in the scale of all."""
     given, _, _, features = planted(n=300, k=4, rate=0.3, seed=2)
     trusted = np.random.default_rng(0).random(300) < share
-    x, fold, expected = standardised(features), engine.folds(given, 5, 1), np.zeros((300, 4))
+    x, fold, expected = scaled(features), engine.folds(given, 5, 1), np.zeros((300, 4))
     for f in range(5):
         rows = (fold != f) & trusted
         peer = LogisticRegression(C=1 / l2, tol=1e-8, max_iter=10_000).fit(x[rows], given[rows])
@@ -125,9 +126,9 @@ def softmax_heads(features: np.ndarray, weight: np.ndarray, bias: np.ndarray) ->
     return p / p.sum(2, keepdims=True)
 
 
-def standardised(features: np.ndarray) -> np.ndarray:
+def scaled(features: np.ndarray) -> np.ndarray:
     x = features.astype(np.float64)
-    return (x - x.mean(0)) / x.std(0, ddof=1)
+    return (x - x.mean(0)) / np.sqrt(x.var(0, ddof=1).mean())
 
 
 @pytest.mark.parametrize("l2", [1.0, 100.0])
@@ -135,7 +136,7 @@ def standardised(features: np.ndarray) -> np.ndarray:
 def test_linear_heads_are_sklearns_regressions(k, l2):
     """Of two classes scikit-learn fits the difference w of the weights: |W|^2 is |w|^2 / 2 at the minimum."""
     features, labels, seen = several_heads(k)
-    x, ours = standardised(features), {}
+    x, ours = scaled(features), {}
     for scale, offset in ((1, 0), (50, 7)):
         moved = features * np.float32(scale) + np.float32(offset)
         weight, bias = predict.linear_heads(moved, labels, k, seen=seen, l2=l2)
@@ -275,3 +276,36 @@ def test_features_larger_than_memory_give_the_same_probabilities(monkeypatch, tm
 
     np.testing.assert_allclose(predict.out_of_fold(Watched(), given, 5, repeats=2), expected, atol=1e-5)
     assert max(read) == min(300, max(rows, 5000 // 50))
+
+
+def test_principal_components_are_sklearns_but_for_their_scale():
+    """Distances stay what they are: components are not whitened; all of them together have a variance of 1."""
+    features = random_features(300, 20) * np.linspace(1, 9, 20, dtype=np.float32) + 5
+    mean, directions = predict.principal(features, 6)
+    ours = np.empty((300, 6), np.float32)
+    predict.projected(features, mean, directions, ours)
+    theirs = PCA(6).fit_transform(features.astype(np.float64))
+    theirs /= np.sqrt(theirs.var(0).sum())
+    np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=1e-4)  # the sign of a direction is free
+    assert predict.principal(features[:5], 6)[1].shape == (20, 4)  # five rows span four directions
+    assert np.isfinite(predict.principal(np.ones((9, 3), np.float32), 6)[1]).all()
+
+
+def test_small_directions_do_not_drown_the_large_ones():
+    """60 rows in 59 directions, of which four tell the class: standardised, all rows would be equally far apart."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 4
+    x = rng.normal(size=(60, 59)) * 0.2
+    x[:, :4] += 2 * np.eye(4)[labels]
+    mean, directions = predict.principal(x.astype(np.float32), 256)
+    projected = np.empty((60, directions.shape[1]), np.float32)
+    predict.projected(x.astype(np.float32), mean, directions, projected)
+    assert (predict.out_of_fold(projected, labels, 4).argmax(1) == labels).mean() > 0.95
+
+
+def test_images_may_come_in_batches():
+    images = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    backbone = backbones.build("resnet18", 2, images, 0)
+    into = np.empty((10, 16), np.float32)
+    assert predict.features(backbone, iter(images.split(3)), into=into) is into
+    np.testing.assert_allclose(into, predict.features(backbone, images), atol=1e-5)
