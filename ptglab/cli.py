@@ -50,7 +50,7 @@ def demo(out: Path, parameter: tuple[str, ...]) -> None:
 
 @cli.command(
     epilog="Examples: ptglab audit photos/  |  ptglab audit photos/ --budget standard --flag rate  |  "
-    "ptglab audit train.parquet --labels label_worse --out runs/worse"
+    "ptglab audit train.parquet --labels label_worse --out runs/worse  |  ptglab audit photos/ --start dinov2"
 )
 @click.argument("source")
 @option("--out", type=folder, help="The run folder.  [default: runs/audit/NAME]")
@@ -62,7 +62,8 @@ def demo(out: Path, parameter: tuple[str, ...]) -> None:
 @option("--flip/--no-flip", default=True, show_default=True,
         help="Whether mirrored images mean the same; not so for digits, letters, left and right.")  # fmt: skip
 @option("--start", default="auto", show_default=True, metavar="START",
-        help="scratch, imagenet, a file of weights; auto: imagenet if it can be had.")  # fmt: skip
+        help="What describes the images: patches, lite0, dinov2, timm:NAME, scratch, imagenet, a file or folder of "
+        "weights, or several joined by +; auto: patches, lite0 or both, as explains the labels best.")  # fmt: skip
 @option("--detector", default="", help="The detector that decides.  [default: the notebook's]")
 @option("--flag", default="own", show_default=True, metavar="own|rate|NUMBER",
         help="Flag by the detector's own threshold, by the estimated rate, or this many labels.")  # fmt: skip
