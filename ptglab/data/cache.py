@@ -75,12 +75,12 @@ class Originals(NamedTuple):
 
     def read(self) -> Iterator:
         """Yield N paths or open files, one after the other; blocks without any are not opened."""
-        starts = np.cumsum([0, *(part.number for part in self.parts)])
-        for part, first, end in zip(self.parts, starts, starts[1:], strict=False):
-            chosen = np.zeros(part.number, bool)
-            chosen[self.rows[slice(*np.searchsorted(self.rows, (first, end)))] - first] = True
-            if chosen.any():
-                yield from itertools.compress(part.read(), chosen)
+        ends = np.cumsum([part.number for part in self.parts])
+        chosen = np.zeros(ends[-1], bool)
+        chosen[self.rows] = True
+        for part, own in zip(self.parts, np.split(chosen, ends[:-1]), strict=True):
+            if own.any():
+                yield from itertools.compress(part.read(), own)
 
 
 def stream(pictures: Iterable, ids: Sequence[str], size: int, batch_size: int, *how: object) -> Iterator[np.ndarray]:
@@ -127,9 +127,8 @@ def images(
 
     ids: what the images are called in messages; paths: the files that they come from; place: the `folder` of the cache.
     `decode.layout` says which size and channels they get. Returns (images uint8 [M, C, H, W], the originals of the M
-    that were readable, [(id, reason)] of the others, notes on what was changed). What is written to an array that is
-    mapped stays in this process. Raises InputError if no image is readable, if the disk is too small, or if a process
-    has died.
+    that were readable, [(id, reason)] of the others, notes). What is written to an array that is mapped stays in this
+    process. Raises InputError if no image is readable, if the disk is too small, or if a process has died.
     """
     import torch
 

@@ -55,7 +55,7 @@ def quiet() -> Iterator[None]:
         pillow.TIFFSetErrorHandler(None)
         pillow.TIFFSetWarningHandler(None)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.filterwarnings("ignore", module=r"PIL|numpy|ptglab\.data")  # not those of who reads a stream
         yield
 
 

@@ -237,6 +237,16 @@ def test_thumbnails_of_every_kind_of_picture_are_as_bright_as_it(mode, tmp_path)
     assert abs(opened(thumbnail).convert("L").getpixel((5, 5)) - (255 if mode == "1" else 200)) <= 3
 
 
+def test_thumbnails_of_more_than_eight_bits_have_the_scale_of_the_set(tmp_path):
+    for i, top in enumerate((4095, 800)):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        Image.fromarray(np.linspace(0, top, 300, dtype=np.uint16).reshape(15, 20)).save(tmp_path / "a" / f"{i}.png")
+    image_set = data.load(tmp_path)
+    for row, picture in enumerate(exports.thumbnails(image_set, [0, 1])):
+        np.testing.assert_array_equal(np.asarray(opened(picture)), image_set.images[row, 0])
+    assert image_set.images.amax((1, 2, 3)).tolist() == [255, 50]
+
+
 def test_thumbnails_of_files_that_went_bad_come_from_the_tensor(tmp_path, bare):
     whole = io.BytesIO()
     Image.effect_noise((300, 300), 90).save(whole, "PNG")

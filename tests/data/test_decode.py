@@ -153,6 +153,7 @@ def test_what_is_converted_is_noted(tmp_path, decoded, modes, becomes, note):
         (np.array([np.nan, 0.2, np.inf], "<f4"), "tif", [0, 51, 255]),
         (np.array([-np.inf, 1.5, 300], "<f4"), "tif", [0, 0, 255]),
         (np.array([np.nan, np.nan], "<f4"), "tif", [0, 0]),
+        (np.array([-3e38, 0, 3e38], "<f4"), "tif", [0, 128, 255]),
     ],
 )
 def test_numbers_of_more_than_eight_bits(tmp_path, decoded, pixels, kind, expected):

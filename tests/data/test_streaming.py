@@ -1,6 +1,7 @@
 """`ImageSet.batches`: the original files at a network's own size, against timm's transform, a batch at a time."""
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,12 @@ def test_pixels_of_other_kinds_are_streamed_as_they_are_loaded(tmp_path, kind):
     image_set = data.load(tmp_path)
     for chosen in (image_set, image_set.subset(2, seed=0)):
         np.testing.assert_array_equal(streamed(chosen, 20), chosen.images.expand(-1, 3, -1, -1))
+
+
+def test_a_warning_of_who_reads_a_stream_is_heard():
+    for _ in data.load("digits").subset(3, seed=0).batches(8):
+        with pytest.warns(UserWarning, match="mine"):
+            warnings.warn("mine", stacklevel=1)
 
 
 def test_blank_rows():
