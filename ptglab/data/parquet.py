@@ -219,9 +219,9 @@ def _kind(of: pa.DataType) -> str:
         return _kind(of.value_type)
     if pa.types.is_struct(of):
         inner = {field.name: field.type for field in of}
-        if "bytes" in inner:
-            return "bytes in a struct" * bool(_kind(inner["bytes"]))
-        return "path" * ("path" in inner and pa.types.is_string(inner["path"]))
+        if _kind(inner.get("bytes", pa.null())):
+            return "bytes in a struct"
+        return "path" * pa.types.is_string(inner.get("path", pa.null()))
     of = of.value_type if pa.types.is_dictionary(of) else of
     return "bytes of its own" * (pa.types.is_binary(of) or pa.types.is_large_binary(of))
 
