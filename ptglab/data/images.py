@@ -90,15 +90,15 @@ def load(
     """Load the images and labels of `source`.
 
     source: a name of NAMES; a parquet file or folder in a layout of the Hugging Face hub; a folder with one sub-folder
-    a class, or with a table of ids and labels (see `tables`); a folder of any kind may hold splits; WebVision,
+    a class, or with a table of ids and labels, see `tables`; a folder of any kind may hold splits; WebVision,
     Clothing1M or ANIMAL-10N as published, where `published` says what `labels` may be and which truth is known.
-    split: `train`, `val` or `test`, by any usual name, or `all`. labels: the column that is *given*; `label` beside it
-    is then the truth. Without it the column is `label`, or one called alike, and the truth is known for the names only,
-    whose labels count as true. table: the file that holds the labels of a folder; id_column: its column that names the
-    images; both are found by themselves if there is but one. image_size: resize to this square; at_most: to this one,
-    what has more pixels a side. A set of more than `cache.LARGE` bytes of pixels is decoded once and from then on
-    mapped from a file. The id of an image in a folder is its path relative to `source`; the last note is the sum of all
-    files seen. Raises InputError, in one line, for whatever cannot be loaded.
+    split: `train` (also if it is empty), `val` or `test`, by any usual name, or `all`. labels: the column that is
+    *given*; `label` beside it is then the truth. Without it the column is `label`, or one called alike, and the truth
+    is known for the names only, whose labels count as true. table, id_column: the file that holds the labels of a
+    folder, and its column that names the images, where neither is found by itself. image_size: resize to this square;
+    at_most: to this one, what has more pixels a side. A set of more than `cache.LARGE` bytes of pixels is decoded once
+    and from then on mapped from a file. The id of an image in a folder is its path relative to `source`; the last note
+    is the sum of all files seen. Raises InputError, in one line, for whatever cannot be loaded.
     """
     source, labels = located(source), None if labels == "label" else labels or None
     for name, side in {"image_size": image_size, "at_most": at_most}.items():
@@ -107,12 +107,12 @@ def load(
     found, parts = _scanned(source)
     with _in_one_line(source):
         roles = _roles(source, found, parts, split, table, id_column)
-        place = cache.folder(source, split, labels, image_size, at_most, table, id_column)
+        place = cache.folder(source, roles, labels, image_size, at_most, table, id_column)
         if found is not None and isinstance(parts[roles[0]], list):
             return _parquet(found, parts, roles, labels, place, image_size, at_most)
         if found is not None:
             return _folder(source, found, parts, roles, (labels, table, id_column), place, image_size, at_most)
-        image_set = _digits(split, labels) if source == "digits" else _torchvision(source, split, labels)
+        image_set = _digits(*roles, labels) if source == "digits" else _torchvision(source, *roles, labels)
     if at_most and max(image_set.images.shape[2:]) > at_most:
         image_size = image_size or at_most
     return replace(image_set, images=decode.resized(image_set.images, image_size)) if image_size else image_set
@@ -152,7 +152,11 @@ def _roles(
     plain = not isinstance(found, folders.Split)
     if (table or id_column) and (plain or isinstance(next(iter(parts.values())), list)):
         raise InputError(f"{source} has its own labels: a table (--table, --id-column) is for folders of image files")
-    return [one_of(f"split of {source}", split, parts)] if plain else folders.chosen(parts, split, source)
+    return (
+        [one_of(f"split of {source}", split or "train", parts)]
+        if plain
+        else folders.chosen(parts, split or "train", source)
+    )
 
 
 def located(source: str | Path) -> str:
@@ -175,7 +179,7 @@ def check_labels(
         if source == "digits":
             one_of("label column of digits", labels or "label", ["label"])
         elif found is None:
-            _human_labels(source, split, labels)
+            _human_labels(source, roles[0], labels)
         elif isinstance(found, str):
             published.class_names(Path(source), labels)
         elif isinstance(parts[roles[0]], list):
@@ -303,8 +307,8 @@ def _parquet(
     if home:
         named = sum(map(len, parts.values()))
         notes += folders.accounts(found, {
-            "used": len(files), "in other splits": named - len(files), "outside of the splits": len(found.parquet) - named,
-            "images beside parquet": len(found.files) + len(found.left_out),
+            "used": len(files), "in other splits": named - len(files), "images": len(found.files) + len(found.left_out),
+            "outside of the splits": len(found.parquet) - named,
         })  # fmt: skip
     return ImageSet(images, given[rows], None if true is None else true[rows], class_names, [ids[i] for i in rows],
                     [(id, why[id]) for id in ids if id in why], notes)  # fmt: skip

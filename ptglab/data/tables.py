@@ -50,12 +50,10 @@ def labels(
     if times > 1:
         raise InputError(f"{table} has two columns '{name}': name one otherwise")
     finders, wanted = [_finder(base) for base in bases], set(wanted)
-    _, _, own, find = max(
-        ((sum(find(row[at]) in wanted for _, row in rows if at < len(row)), -IDS.index(c.lower()) if c.lower() in IDS
-          else 0, c, find) for c in known for at in [columns.index(c)] for find in finders),
-        key=lambda found: found[:2],
-    )  # fmt: skip
     cells = [(line, row, dict(zip(columns, row, strict=False))) for line, row in rows]
+    known.sort(key=lambda name: IDS.index(name.lower()) if name.lower() in IDS else 0)
+    pairs = [(own, find) for own in known for find in finders]
+    own, find = max(pairs, key=lambda pair: sum(pair[1](cell.get(pair[0], "")) in wanted for *_, cell in cells))
     others = [c for c in columns if c not in (own, "")]
     column = label_column(table, others, column)
     if not column and (hot := _one_hot(others, [cell for _, _, cell in cells])):
@@ -141,14 +139,10 @@ def _finder(names: dict[str, str]) -> Callable[[str], str | None]:
         forms = [form for way in ways for form in (way, normalize("NFC", way))]
         if exact := next((composed[form] for form in forms if form in composed), ""):
             return exact
-        return next((loose[form] for form in forms if ".." not in parts and form in loose and _alike(form, parts)), "")
+        # a bare name may stand for an image anywhere; of a path, some folder has to be the same
+        return next((loose[f] for f in forms if f in loose and ".." not in parts and (len(parts) == 1 or "/" in f)), "")
 
     return find
-
-
-def _alike(form: str, parts: list[str]) -> bool:
-    """Return whether `form` may stand for an image by its name alone: it is all there is, or has folders of its own."""
-    return len(parts) == 1 or "/" in form
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -179,84 +173,63 @@ def oddities(given: Sequence[str]) -> list[str]:
 
 def read(table: Path, id_column: str = "") -> tuple[list[str], Rows, list[str]]:
     """Return the names of the columns, the rows and notes. Raises InputError if it cannot be read, or is too large."""
-    ending, notes = small_enough(table).suffix.lower(), []
-    if ending in (".xlsx", ".xls", ".xlsm"):
-        rows = _excel(table)
-    elif ending in (".jsonl", ".ndjson", ".json"):
-        rows = _json_lines(table, _text(table, notes))
-    else:
-        rows = _csv(table, _text(table, notes), id_column)
+    content, ending, notes = small_enough(table).read_bytes(), table.suffix.lower(), []
+    kind = "Excel file" if ending == ".xlsx" else "JSON lines" if ending in (".jsonl", ".ndjson") else "UTF-8 CSV"
+    try:
+        if kind == "Excel file":
+            rows = _excel(table)
+        else:
+            encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
+            try:
+                text = content.decode(encoding)
+            except UnicodeDecodeError:
+                text = content.decode("cp1252")
+                notes.append(f"{table.name} is no UTF-8 and was read as Windows-1252: look whether accents are right")
+            if "\0" in text:
+                raise ValueError("it holds NUL characters")
+            rows = _json_lines(text) if kind == "JSON lines" else _csv(text.lstrip("\r\n"), id_column)
+    except ImportError:
+        raise InputError(f"{table} needs openpyxl: pip install openpyxl, or save it as CSV") from None
+    except Exception as error:  # whatever a damaged file makes a reader say
+        mend = "save it as UTF-8, and close every quote" if kind == "UTF-8 CSV" else "mend it, or save it as CSV"
+        raise InputError(f"{table} is no {kind} ({str(error)[:200]}): {mend}") from None
     return [name.strip() for name in rows[0][1]] if rows else [], rows[1:], notes
 
 
-def _text(table: Path, notes: list[str]) -> str:
-    """Return the text of a table, UTF-8 unless a mark says otherwise or it is none: then it is of Windows."""
-    content = table.read_bytes()
-    encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
-    try:
-        try:
-            text = content.decode(encoding)
-        except UnicodeDecodeError:
-            if encoding != "utf-8":
-                raise
-            text = content.decode("cp1252")
-            notes.append(f"{table.name} is no UTF-8 and was read as Windows-1252: look whether accents are right")
-        if "\0" in text:
-            raise ValueError("it holds NUL characters")
-    except ValueError as error:
-        raise InputError(f"{table} is no UTF-8 CSV ({error}): save it as UTF-8") from None
-    return text
-
-
-def _csv(table: Path, text: str, id_column: str) -> Rows:
+def _csv(text: str, id_column: str) -> Rows:
     """Return the lines of a CSV with commas, semicolons, tabs or bars, whichever leave the name of an id alone."""
-    text = text.lstrip("\r\n")
-    head = re.match("[^\r\n]*", text)[0]
-    heads = {d: [name.strip(' "').lower() for name in head.split(d)] for d in ",;\t|"}
-    named = [d for d in heads if {id_column.lower()} & {*heads[d]} or (not id_column and {*IDS} & {*heads[d]})]
-    delimiter = max(named or heads, key=lambda d: len(heads[d]))
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        return [(reader.line_num, row) for row in reader if any(row)]
-    except csv.Error as error:
-        raise InputError(f"{table} is no UTF-8 CSV ({error}): save it as UTF-8, and close every quote") from None
+    head, wanted = re.match("[^\r\n]*", text)[0], {id_column.lower()} if id_column else {*IDS}
+    heads = {d: {name.strip(' "').lower() for name in head.split(d)} for d in ",;\t|"}
+    delimiter = max(heads, key=lambda d: (bool(wanted & heads[d]), len(heads[d])))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    return [(reader.line_num, row) for row in reader if any(row)]
 
 
-def _json_lines(table: Path, text: str) -> Rows:
-    """Return JSON lines as rows, of all names in the order they come."""
+def _json_lines(text: str) -> Rows:
+    """Return JSON lines as rows, of all names in the order they come. Raises ValueError with the line."""
     found = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                found.append((number, {str(name): _cell(value) for name, value in json.loads(line).items()}))
+                record = json.loads(line).items()
             except (ValueError, AttributeError, RecursionError) as error:
-                raise InputError(f"line {number} of {table} is no JSON object ({error}): each should be one, such as "
-                                 '{"file_name": "a.png", "label": "cat"}') from None  # fmt: skip
+                raise ValueError(f"line {number} holds no object: {error}") from None
+            values = ((name, v[0] if isinstance(v, list) and len(v) == 1 else v) for name, v in record)
+            found.append(
+                (number, {n: v if isinstance(v, str) else "" if v is None else json.dumps(v) for n, v in values})
+            )
     columns = list(dict.fromkeys(name for _, record in found for name in record))
     return [(0, columns), *((number, [record.get(c, "") for c in columns]) for number, record in found)]
 
 
-def _cell(value: object) -> str:
-    """Return a value of JSON as a table holds it."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
-
-
 def _excel(table: Path) -> Rows:
-    """Return the rows of the first sheet of an Excel file."""
+    """Return the rows of the first sheet of an Excel file. Raises ImportError without openpyxl."""
     import pandas as pd
 
-    try:
-        with zipfile.ZipFile(table) as archive:
-            size = sum(info.file_size for info in archive.infolist())
-        if size > MAX_TABLE:
+    with zipfile.ZipFile(table) as archive:
+        if (size := sum(info.file_size for info in archive.infolist())) > MAX_TABLE:
             raise ValueError(f"it unpacks to {size:,} bytes")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            frame = pd.read_excel(table, header=None, dtype=str, na_filter=False)
-    except ImportError:
-        raise InputError(f"{table} needs openpyxl: pip install openpyxl, or save it as CSV") from None
-    except Exception as error:  # whatever a damaged file makes openpyxl say
-        raise InputError(f"{table} is no readable Excel file ({str(error)[:200]}): save it as CSV") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        frame = pd.read_excel(table, header=None, dtype=str, na_filter=False)
     return [(number, row) for number, row in enumerate(frame.to_numpy().tolist(), 1) if any(row)]

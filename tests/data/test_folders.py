@@ -89,7 +89,9 @@ def test_a_folder_that_cannot_be_opened_is_listed_and_a_split_is_refused(tree, m
         refused("train", "Permission denied")(folder)
     else:
         files, _, _, left_out = listing(folder / "train")
-        assert set(files) == {"cat/1.png", "dog/2.png"} and left_out == [("cat/locked", "cannot be opened: Permission denied")]
+        assert set(files) == {"cat/1.png", "dog/2.png"} and left_out == [
+            ("cat/locked", "cannot be opened: Permission denied")
+        ]
 
 
 def test_links_lead_nowhere_but_within(tree, tmp_path_factory):
