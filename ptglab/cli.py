@@ -54,7 +54,11 @@ def demo(out: Path, parameter: tuple[str, ...]) -> None:
 )
 @click.argument("source")
 @option("--out", type=folder, help="The run folder.  [default: runs/audit/NAME]")
-@option("--labels", default="", metavar="COLUMN", help="The column of given labels in a CSV or parquet file.")
+@option("--split", default="", metavar="NAME", help="train, val, test, or all of them.  [default: train]")
+@option("--table", default="", metavar="FILE", help="The table of labels, if it is not the only one beside the images.")
+@option("--id-column", default="", metavar="COLUMN", help="The column of that table that names the images.")
+@option("--labels", "--label-column", "labels", default="", metavar="COLUMN",
+        help="The column of given labels in a table or parquet file.")  # fmt: skip
 @option("--budget", default="quick", show_default=True, metavar="quick|standard|thorough",
         help="quick: minutes on two cores; standard: longer; thorough: fine-tuned folds, for a GPU.")  # fmt: skip
 @option("--image-size", type=int, default=0, metavar="PIXELS",
@@ -73,7 +77,7 @@ def demo(out: Path, parameter: tuple[str, ...]) -> None:
 def audit(source: str, out: Path | None, parameter: tuple[str, ...], **options) -> None:
     """Rank the labels of SOURCE, the most suspicious first, with pictures and files for labelling tools.
 
-    SOURCE is a folder with one sub-folder a class, a folder with a CSV id,label, parquet, or a name such as cifar10.
+    SOURCE is a folder with one sub-folder a class, a folder with a table id,label, parquet, or a name such as cifar10.
     Leaves suspects.csv, gallery.html, report.ipynb and more; run again, it goes on where it was.
     """
     from ptglab import data
@@ -84,7 +88,7 @@ def audit(source: str, out: Path | None, parameter: tuple[str, ...], **options) 
     values = notebooks.values(stages.NOTEBOOK, [f"dataset={source}", f"run_dir={out}", *given, *parameter])
     chosen = notebooks.declared_parameters(stages.NOTEBOOK) | values
     stages.plan(*(chosen[name] for name in ("budget", "detector", "flag")))  # refused before a kernel starts
-    data.splits(chosen["dataset"])
+    data.check_labels(*(chosen.get(name, "") for name in ("dataset", "labels", "split", "table", "id_column")))
     with stages.refusal_leaves_nothing(out):
         notebooks.execute(stages.NOTEBOOK, out / "report.ipynb", values)
     _print_summary(out)

@@ -101,7 +101,9 @@ def test_an_audit_that_is_refused_leaves_nothing_and_takes_nothing(run, tmp_path
         raise cli.InputError("photos holds no images")
 
     monkeypatch.setattr(cli.notebooks, "execute", refused)
-    (tmp_path / "photos").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "1.png").touch()
     assert run("audit", "photos", "--out", "out") == (2, "", "ptglab: photos holds no images\n")
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
     (tmp_path / "out").mkdir()

@@ -24,9 +24,12 @@ from ptglab.text import printable
 if TYPE_CHECKING:
     from torch import Tensor  # imported where it is used: a process that decodes does without its half a gigabyte
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".ppm",
+            ".pgm", ".pbm", ".pnm", ".pfm", ".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".ico", ".tga", ".pcx", ".sgi",
+            ".qoi", ".psd"}  # fmt: skip
 # What a file of such a name may really hold. Not all that Pillow opens: it starts Ghostscript for some, and guesses.
-FORMATS = ["PNG", "JPEG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO"]
+FORMATS = ["PNG", "JPEG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "QOI", "PSD",
+           "PCX", "SGI", "TGA"]  # fmt: skip
 MAX_PIXELS = 100_000_000  # of one image; a larger one is listed as unreadable
 MAX_BYTES = 4 * MAX_PIXELS  # of one image file
 MAX_SIDE = 65_535  # to resize a longer side, Pillow's filter would take gigabytes

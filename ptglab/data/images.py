@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ptglab.data import cache, decode, folders, parquet, published
+from ptglab.data import cache, decode, folders, parquet, published, tables
 from ptglab.errors import InputError, one_of
 from ptglab.text import printable
 
@@ -108,48 +108,53 @@ class ImageSet:
 
 
 def load(
-    source: str | Path, split: str = "train", labels: str | None = None,
-    image_size: int | None = None, at_most: int | None = None,
+    source: str | Path, split: str = "train", labels: str | None = None, image_size: int | None = None,
+    at_most: int | None = None, table: str = "", id_column: str = "",
 ) -> ImageSet:  # fmt: skip
     """Load the images and labels of `source`.
 
-    source: a name of NAMES; a parquet file or folder in the Hugging Face image layout; a folder with one sub-folder a
-    class, or a flat one with a CSV `id,label`; a folder of either kind may hold `train` and `test`; WebVision,
+    source: a name of NAMES; a parquet file or folder in a layout of the Hugging Face hub; a folder with one sub-folder
+    a class, or with a table of ids and labels, see `tables`; a folder of any kind may hold splits; WebVision,
     Clothing1M or ANIMAL-10N as published, where `published` says what `labels` may be and which truth is known.
-    labels: the column that is *given*; `label` beside it is then the truth. Without it the column is `label`, and the
-    truth is known for the names only, whose labels count as true. image_size: resize to this square; at_most: to this
-    one, what has more pixels a side. A set of more than `cache.LARGE` bytes of pixels is decoded once and from then on
-    mapped from a file. The id of an image in a folder is its path relative to `source`. Raises InputError, in one line,
-    for whatever cannot be loaded.
+    split: `train` (also if it is empty), `val` or `test`, by any usual name, or `all`. labels: the column that is
+    *given*; `label` beside it is then the truth. Without it the column is `label`, or one called alike, and the truth
+    is known for the names only, whose labels count as true. table, id_column: the file that holds the labels of a
+    folder, and its column that names the images, where neither is found by itself. image_size: resize to this square;
+    at_most: to this one, what has more pixels a side. A set of more than `cache.LARGE` bytes of pixels is decoded once
+    and from then on mapped from a file. The id of an image in a folder is its path relative to `source`; the last note
+    is the sum of all files seen. Raises InputError, in one line, for whatever cannot be loaded.
     """
     source, labels = located(source), None if labels == "label" else labels or None
     for name, side in {"image_size": image_size, "at_most": at_most}.items():
         if not 4 <= (side or 4) <= MAX_SIDE:
             raise InputError(f"{name} is {side}; it must be from 4 to {MAX_SIDE:,}")
-    found, there = _scanned(source)
-    one_of(f"split of {printable(source)}", split, there)
+    found, parts = _scanned(source)
     with _in_one_line(source):
+        roles = _roles(source, found, parts, split, table, id_column)
+        place = cache.folder(source, roles, labels, image_size, at_most, table, id_column)
+        if found is not None and isinstance(parts[roles[0]], list):
+            return _parquet(found, parts, roles, labels, place, image_size, at_most)
         if found is not None:
-            files = [] if isinstance(found, str) else parquet.split_files(found, split)
-            return (_parquet if files else _folder)(source, files or found, split, labels, image_size, at_most)
-        image_set = _digits(split, labels) if source == "digits" else _torchvision(source, split, labels)
+            return _folder(source, found, parts, roles, (labels, table, id_column), place, image_size, at_most)
+        image_set = _digits(*roles, labels) if source == "digits" else _torchvision(source, *roles, labels)
     if at_most and max(image_set.images.shape[2:]) > at_most:
         image_size = image_size or at_most
     return replace(image_set, images=decode.resized(image_set.images, image_size)) if image_size else image_set
 
 
 def splits(source: str | Path) -> list[str]:
-    """Return the splits `load` finds in `source`: `train`, and `test` where there is one.
+    """Return the splits `load` finds in `source`, such as `train`, `val` and `test`.
 
-    Raises InputError if there is no such source, naming those there are.
+    What is for validation is called `test` where there is no other. Raises InputError if there is no such source,
+    naming those there are.
     """
-    return _scanned(located(source))[1]
+    return folders.split_names(_scanned(located(source))[1])
 
 
-def _scanned(source: str) -> tuple[folders.Split | str | None, list[str]]:
+def _scanned(source: str) -> tuple[folders.Split | str | None, dict]:
     """Return (what one walk finds in a folder or parquet file, a published set's layout, None for a name; splits)."""
     if source in NAMES:
-        return None, ["train", "test"]
+        return None, {"train": None, "test": None}
     path = Path(source)
     with _in_one_line(source):
         if not os.path.exists(source) and (os.sep in source or "." in source):
@@ -159,10 +164,23 @@ def _scanned(source: str) -> tuple[folders.Split | str | None, list[str]]:
         if not path.is_dir() and not (path.is_file() and path.suffix == ".parquet"):
             raise InputError(f"{source} is neither a folder nor a .parquet file")
         if layout := published.detect(path):
-            return layout, published.splits(path)
+            return layout, dict.fromkeys(published.splits(path))
         found = folders.scan(path)
-        both = parquet.split_files(found, "test") or len(folders.splits(found)) > 1
-        return found, ["train", "test"] if both else ["train"]
+        return found, parquet.splits(found) or folders.splits(found)
+
+
+def _roles(
+    source: str, found: folders.Split | str | None, parts: dict, split: str, table: str, id_column: str
+) -> list[str]:
+    """Return the keys of `parts` that `split` stands for; of names and published sets it is one."""
+    plain = not isinstance(found, folders.Split)
+    if (table or id_column) and (plain or isinstance(next(iter(parts.values())), list)):
+        raise InputError(f"{source} has its own labels: a table (--table, --id-column) is for folders of image files")
+    return (
+        [one_of(f"split of {source}", split or "train", parts)]
+        if plain
+        else folders.chosen(parts, split or "train", source)
+    )
 
 
 def located(source: str | Path) -> str:
@@ -174,21 +192,25 @@ def located(source: str | Path) -> str:
     return below if os.path.exists(below) else source
 
 
-def check_labels(source: str | Path, labels: str | None = None) -> None:
-    """Raise InputError unless there is such a source, with the column `labels` of given labels; no image is read."""
+def check_labels(
+    source: str | Path, labels: str | None = None, split: str = "train", table: str = "", id_column: str = ""
+) -> None:
+    """Raise InputError unless there is such a source, with such labels, as `load` would; no image is read."""
     source, labels = located(source), None if labels == "label" else labels or None
-    found, _ = _scanned(source)
+    found, parts = _scanned(source)
     with _in_one_line(source):
+        roles = _roles(source, found, parts, split, table, id_column)
         if source == "digits":
             one_of("label column of digits", labels or "label", ["label"])
         elif found is None:
-            _human_labels(source, "train", labels)
+            _human_labels(source, roles[0], labels)
         elif isinstance(found, str):
             published.class_names(Path(source), labels)
-        elif files := parquet.split_files(found, "train"):
-            parquet.check(files[0], labels)
+        elif isinstance(parts[roles[0]], list):
+            for file in parts[roles[0]]:
+                parquet.check(file, labels)
         else:
-            folders.listing(folders.splits(found)["train"], labels)
+            _listed(source, found, parts, roles, (labels, table, id_column))
 
 
 @contextmanager
@@ -291,46 +313,77 @@ def _human_labels(name: str, split: str, labels: str | None) -> tuple[np.ndarray
     return columns[one_of(f"label column of {path}", labels, columns)], columns["label"]
 
 
-def _parquet(source: str, files: list[Path], split: str, labels: str | None, *sizes: int | None) -> ImageSet:
-    given, true, class_names = parquet.read(files, labels)
-    rows, ids = np.flatnonzero(given >= 0), [str(i) for i in range(len(given))]
+def _parquet(
+    found: folders.Split, parts: dict, roles: list[str], labels: str | None, place: Path, *sizes: int | None
+) -> ImageSet:
+    files = [Path(os.path.abspath(file)) for role in roles for file in parts[role]]
+    given, true, class_names = parquet.read(files, labels, [file for role in parts for file in parts[role]])
+    rows, ids = np.flatnonzero(given >= 0), parquet.ids(files)
     if not len(rows):
         raise InputError(f"label column '{labels or 'label'}' of {files[0]} has no label in any of its rows")
-    files, wanted = [Path(os.path.abspath(file)) for file in files], [ids[i] for i in rows]
-    place, parts = cache.folder(source, split, labels, *sizes), parquet.blocks(files, given >= 0)
-    images, originals, broken, notes = cache.images(parts, wanted, files, place, *sizes)
-    broken += [(ids[i], printable(f"has no {labels or 'label'}")) for i in np.flatnonzero(given < 0)]
+    wanted, home = [ids[i] for i in rows], found.home if found.source.is_dir() else ""
+    blocks = parquet.blocks(files, given >= 0, home)
+    images, originals, broken, notes = cache.images(blocks, wanted, files, place, *sizes)
+    why = dict(broken) | {ids[i]: printable(f"has no {labels or 'label'}") for i in np.flatnonzero(given < 0)}
     rows = rows[originals.rows]
+    fates = {"used": len(rows), "unreadable": len(broken), "without a label": int((given < 0).sum())}
+    notes += [*tables.oddities(class_names), folders.total("rows seen", fates)]
+    if home:
+        named = sum(map(len, parts.values()))
+        notes += folders.accounts(found, {
+            "used": len(files), "in other splits": named - len(files), "images": len(found.files) + len(found.left_out),
+            "outside of the splits": len(found.parquet) - named,
+        })  # fmt: skip
     return ImageSet(images, given[rows], None if true is None else true[rows], class_names, [ids[i] for i in rows],
-                    sorted(broken, key=lambda pair: int(pair[0])), notes, originals=originals)  # fmt: skip
+                    [(id, why[id]) for id in ids if id in why], notes, originals=originals)  # fmt: skip
 
 
-def _folder(source: str, found: folders.Split | str, split: str, labels: str | None, *sizes: int | None) -> ImageSet:
-    parts = {} if isinstance(found, str) else folders.splits(found)
-    inside = f"{split}/" if parts.get(split, found) is not found else ""
-    listed = folders.listing(parts[split], labels) if parts else published.listing(Path(source), split, labels)
-    files, given, true, unreadable = listed
+def _listed(
+    source: str, found: folders.Split | str, parts: dict, roles: list[str], asked: tuple[str | None, str, str]
+) -> tuple[dict, dict, dict, list, list]:
+    """Return {id: path}, {id: given label}, {id: true label}, [(id, why it is left out)] and notes of the splits.
+
+    asked: the columns of labels, the table, its column of ids, as they are given to `load`.
+    """
+    if isinstance(found, str):
+        return *published.listing(Path(source), roles[0], asked[0]), []
+    files, given, true, left_out, notes = {}, {}, {}, {}, []
+    for role in roles:
+        own = folders.listing(parts[role], *asked)
+        known = role == roles[0] or bool(true)
+        files, given, left_out = files | own[0], given | own[1], left_out | dict(own[3])
+        true = true | own[2] if own[2] and known else {}
+        notes += own[4]
+    return files, given, true, list(left_out.items()), notes
+
+
+def _folder(
+    source: str, found: folders.Split | str, parts: dict, roles: list[str], asked: tuple[str | None, str, str],
+    place: Path, *sizes: int | None,
+) -> ImageSet:  # fmt: skip
+    files, given, true, unreadable, said = _listed(source, found, parts, roles, asked)
     ids = [id for id in files if id in given]
     paths = [os.path.abspath(files[id]) for id in ids]
-    place = cache.folder(source, split, labels, *sizes)
     images, originals, broken, notes = cache.images(cache.blocks(paths), ids, paths, place, *sizes)
+    fates = {"used": len(originals.rows), "unreadable": len(broken), "without a label": len(files) - len(ids)}
     ids, paths = ([texts[i] for i in originals.rows] for texts in (ids, paths))
-    if not parts:
-        class_names = published.class_names(Path(source), labels)
-    else:  # both splits number the classes alike, also one that only one of them has
+    if isinstance(found, str):
+        class_names = published.class_names(Path(source), asked[0])
+        sums = [folders.total("images listed", fates | {"left out": len(unreadable)})]
+    else:  # all splits number the classes alike, also one that only one of them has
         names = {given[id] for id in ids} | {true[id] for id in ids if id in true}
         for part in parts.values() if len(parts) > 1 else ():
-            for column in {labels, None}:
+            for column in {asked[0], None}:
                 with suppress(InputError):
-                    names.update(*(numbers.values() for numbers in folders.listing(part, column)[1:3]))
-        numbers = all(name.isdecimal() and len(name) < 4300 for name in names)  # Python reads no longer ones
-        class_names = sorted(names, key=lambda name: (int(name), name) if numbers else name)
+                    names.update(*(texts.values() for texts in folders.listing(part, column, *asked[1:])[1:3]))
+        class_names = tables.in_order(names)
+        sums = folders.accounts(found, fates | folders.elsewhere(found, parts, roles))
     number = {name: i for i, name in enumerate(class_names)}
     labels_given = np.array([number[given[id]] for id in ids], np.int64)
     labels_true = np.array([number[true[id]] for id in ids], np.int64) if true else None
     if len(lonely := np.flatnonzero(np.bincount(labels_given) == 1)):
         notes.append(f"classes of one image, for which no other image can speak: {len(lonely):,}, the first "
                      f"'{class_names[lonely[0]]}'")  # fmt: skip
-    unreadable = [(inside + id, why) for id, why in sorted(unreadable + broken)]
-    return ImageSet(images, labels_given, labels_true, class_names, [inside + id for id in ids], unreadable, notes,
+    notes = [*notes, *map(printable, said), *sums]
+    return ImageSet(images, labels_given, labels_true, class_names, ids, sorted(unreadable + broken), notes,
                     paths, originals)  # fmt: skip

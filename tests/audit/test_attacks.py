@@ -133,11 +133,24 @@ def test_a_csv_cannot_name_what_is_outside(inside):
 
 
 def test_a_parquet_file_cannot_name_files(inside):
-    """Only its bytes count: a path beside them, and a path in their place, is not opened."""
+    """Of a source that is one file only bytes count: a path beside them, and one in their place, is not opened."""
     image = [{"bytes": plain("a.png"), "path": "../outside.png"}, {"bytes": None, "path": str(inside / "a.png")}]
     (inside / "x.parquet").write_bytes(parquet(image=pa.array(image), label=[0, 1]))
     image_set = data.load(inside / "x.parquet")
-    assert len(image_set) == 1 and image_set.unreadable == [("1", "not an image: it is empty")]
+    assert image_set.ids == ["../outside.png"]  # which is what it is called, no more
+    assert image_set.unreadable == [(str(inside / "a.png"), "not an image: it is empty")]
+
+
+def test_a_parquet_file_names_files_of_its_folder_only(inside):
+    names = ["../outside.png", str(inside.parent / "outside.png"), "link.png", "folder/outside.png", "b.png", "a\0"]
+    (inside / "in").mkdir()
+    for name in ("a.png", "b.png", "link.png", "folder"):
+        (inside / name).rename(inside / "in" / name)
+    (inside / "in" / "link.png").unlink()
+    (inside / "in" / "link.png").symlink_to(inside.parent / "outside.png")
+    image = [{"bytes": plain("a.png"), "path": "x"}, *({"bytes": None, "path": name} for name in names)]
+    (inside / "in" / "train.parquet").write_bytes(parquet(image=pa.array(image), label=[0, *[1] * 6]))
+    assert data.load(inside / "in").ids == ["x", "b.png"]
 
 
 HOSTILE = ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "$x^2$ \\(y\\)", "[a](javascript:alert(1))"]

@@ -13,7 +13,7 @@ from ptglab.text import printable
 
 
 def listing(folder, labels=None):
-    return folders.listing(scan(folder), labels)
+    return folders.listing(scan(folder), labels)[:4]
 
 
 @pytest.fixture
@@ -48,20 +48,21 @@ def test_a_scan_is_sorted_top_down_and_skips_what_is_hidden(tree):
     (folder / "link").symlink_to("b")
     found = scan(folder)
     assert list(found.files) == ["c.png", "a/3.png", "b/2.png", "b/a/1.png"]
-    assert set(found.folders) == {"a", "b", "b/a"} and list(found.left_out) == ["link"]
+    assert set(found.folders) == {"a", "b", "b/a"} and list(found.closed) == [".git", "__MACOSX", "a/@eaDir", "link"]
 
 
 def test_names_alike_once_printed_stay_apart(tmp_path):
     (tmp_path / "cat").mkdir()
     for i, name in enumerate([os.fsdecode(b"\xff.png"), "\\xff.png", "\\\\xff.png", "a\n.png", "a\\n.png"]):
         (tmp_path / "cat" / name).write_text(str(i))
-    files = listing(tmp_path)[0]
+    files = scan(tmp_path).files
     assert len(files) == 5 and {Path(path).read_text() for path in files.values()} == set("01234")
 
 
 def test_a_path_longer_than_the_system_takes_is_listed(tmp_path):
-    (tmp_path / "cat").mkdir()
-    (tmp_path / "cat" / "1.png").touch()
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").touch()
     inner = os.open(tmp_path, os.O_RDONLY)
     for _ in range(20):
         os.mkdir("d" * 250, dir_fd=inner)
@@ -69,14 +70,14 @@ def test_a_path_longer_than_the_system_takes_is_listed(tmp_path):
         os.close(outer)
     os.close(inner)
     files, given, _, left_out = listing(tmp_path)
-    assert list(files) == ["cat/1.png"] and given == {"cat/1.png": "cat"}
+    assert list(files) == ["cat/1.png", "dog/1.png"] and given == {"cat/1.png": "cat", "dog/1.png": "dog"}
     assert [(len(id) > 3000, reason) for id, reason in left_out] == [(True, "cannot be opened: File name too long")]
 
 
 @pytest.mark.parametrize("locked", ["locked", "train"])
 def test_a_folder_that_cannot_be_opened_is_listed_and_a_split_is_refused(tree, monkeypatch, locked):
     """Simulated: chmod does not keep out the superuser."""
-    folder, scandir = tree("train/cat/1.png", "train/cat/locked/2.png", "test/dog/3.png"), os.scandir
+    folder, scandir = tree("train/cat/1.png", "train/cat/locked/2.png", "train/dog/2.png", "test/dog/3.png"), os.scandir
 
     def denied(path):
         if os.path.basename(path) == locked:
@@ -88,7 +89,9 @@ def test_a_folder_that_cannot_be_opened_is_listed_and_a_split_is_refused(tree, m
         refused("train", "Permission denied")(folder)
     else:
         files, _, _, left_out = listing(folder / "train")
-        assert set(files) == {"cat/1.png"} and left_out == [("cat/locked", "cannot be opened: Permission denied")]
+        assert set(files) == {"cat/1.png", "dog/2.png"} and left_out == [
+            ("cat/locked", "cannot be opened: Permission denied")
+        ]
 
 
 def test_links_lead_nowhere_but_within(tree, tmp_path_factory):
@@ -107,7 +110,8 @@ def test_links_lead_nowhere_but_within(tree, tmp_path_factory):
     reasons = dict(left_out)
     assert reasons.keys() == set(without)
     assert "out of the folder" in reasons["cat/out.png"] and "no regular file" in reasons["cat/self.png"]
-    assert "link to a folder" in reasons["all"] == reasons["cat/folder.png"]
+    assert "link to a folder of 1 files" in reasons["cat/folder.png"]
+    assert all("read under its own name" in reasons[name] for name in ("all", "cat/folder.png", "cat/up"))
 
 
 @pytest.mark.parametrize("written", ["é.png", "e\u0301.png", " é.png ", ".\\e\u0301.png"])

@@ -111,10 +111,10 @@ def test_the_files_of_a_split(tmp_path):
     (tmp_path / "train-1.parquet").mkdir()
 
     def found(source, split):
-        return [path.relative_to(tmp_path).as_posix() for path in parquet.split_files(scan(source), split)]
+        return [path.relative_to(tmp_path).as_posix() for path in parquet.splits(scan(source)).get(split, [])]
 
     assert found(tmp_path, "train") == ["b/train/x.parquet", "train-0.parquet"]
-    assert found(tmp_path, "test") == ["val/y.parquet"]
+    assert found(tmp_path, "val") == ["val/y.parquet"]
     assert found(tmp_path / "other.parquet", "train") == ["other.parquet"]
     assert found(tmp_path / "other.parquet", "test") == []
     (tmp_path / "val").rename(tmp_path / "all.parquet")

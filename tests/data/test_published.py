@@ -130,7 +130,7 @@ def test_animal10n(animal10n):
     assert train.class_names == test.class_names and len(train.class_names) == 10
 
 
-@pytest.mark.parametrize("paths", [["training/a.jpg", "testing/b.jpg"], ["training/1_2.jpg", "bus/2.jpg"]])
+@pytest.mark.parametrize("paths", [["training/a.jpg", "tested/b.jpg"], ["training/1_2.jpg", "bus/2.jpg"]])
 def test_other_folders_are_image_folders(tmp_path, paths):
     draw(tmp_path, *paths)
     assert published.detect(tmp_path) is None and published.detect(tmp_path / paths[0]) is None

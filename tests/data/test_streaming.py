@@ -108,9 +108,10 @@ def test_sets_without_files_are_enlarged(tmp_path):
 def test_grey_and_turned_images(tmp_path):
     picture, exif = photo(0, (60, 41)), Image.Exif()
     exif[274] = 6
-    (tmp_path / "a").mkdir()
+    for name in "ab":
+        (tmp_path / name).mkdir()
     picture.save(tmp_path / "a" / "0.png", exif=exif)
-    picture.convert("L").save(tmp_path / "a" / "1.png")
+    picture.convert("L").save(tmp_path / "b" / "1.png")
     upright = picture.transpose(Image.Transpose.ROTATE_270)
     expected = by_timm([upright, picture.convert("L")], 30, 0.9)
     assert abs(streamed(data.load(tmp_path), 30, 0.9) - expected).max() <= 1
@@ -158,14 +159,14 @@ def test_an_interpolation_that_there_is_not_is_refused():
 @pytest.mark.parametrize("kind", ["twelve bits", "transparent"])
 def test_pixels_of_other_kinds_are_streamed_as_they_are_loaded(tmp_path, kind):
     """One scale for the set, white behind what is transparent."""
-    (tmp_path / "a").mkdir()
     for i in range(4):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
         pixels = np.random.default_rng(i).integers(0, 1 << (12 - i), (20, 20)).astype(np.uint16)
         image = Image.fromarray(pixels)
         if kind == "transparent":
             image = Image.fromarray(pixels.astype(np.uint8))
             image.putalpha(Image.fromarray((pixels % 3 * 127).astype(np.uint8)))
-        image.save(tmp_path / "a" / f"{i}.png")
+        image.save(tmp_path / "ab"[i % 2] / f"{i}.png")
     image_set = data.load(tmp_path)
     for chosen in (image_set, image_set.subset(2, seed=0)):
         np.testing.assert_array_equal(streamed(chosen, 20), chosen.images.expand(-1, 3, -1, -1))

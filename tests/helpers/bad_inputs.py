@@ -420,7 +420,7 @@ refuse("a source with a NUL", {}, "no such file or folder", r"\x00", source="a\0
 refuse("a pipe called .parquet", {"x.parquet": PIPE}, "neither a folder nor a .parquet file", source="x.parquet")
 refuse("an empty train beside test", in_classes(good(), "test/") | {"train": FOLDER}, "train holds no images")
 
-accept("one class", flat(good(), "cat/"), 12, classes=1)
+refuse("one class", flat(good(), "cat/"), "one class only, 'cat'", "a table")
 accept("strays outside the classes", CLASSED | {"stray.png": DOT, "another.jpg": b""}, 12, 2)
 accept("hidden folders and what archives leave", CLASSED | {"._labels.csv": b"\0\5\x16\7"} | {
     f"{junk}/x.png": DOT for junk in (".git", ".ipynb_checkpoints", "__MACOSX", "cat/.small", "cat/@eaDir")
@@ -444,10 +444,6 @@ BAD_TABLES = {  # name: (content, words)
     "has only a header": (b"id,label\n", ("labels none of the images", "relative to the folder", "good")),
     "has another label": (table([("id", "lable"), *rows()]), ("'label'", "did you mean 'lable'")),
     "has two columns label": (b"id,label,label\na,b,c\n", ("two columns 'label'",)),
-    "is in latin-1": (
-        "id,label\ngood0.png,né\n".encode("latin-1"),
-        ("no UTF-8 CSV", "position 20", "save it as UTF-8"),
-    ),
     "is in UTF-16 without mark": ("id,label\n".encode("utf-16-le"), ("no UTF-8 CSV", "NUL", "save it as UTF-8")),
     "has NULs": (b"id,label\n" + bytes(99), ("no UTF-8 CSV", "NUL")),
     "has an open quote": (table([HEADER, *rows()]) + b'"a.png,cat\nb.png,dog\n', ("no UTF-8 CSV", "close every quote")),
@@ -482,7 +478,7 @@ WINDOWS = table([HEADER, *rows(lambda name: f"{label(name)}\\{name}", label)])
 accept("a CSV with the separators of Windows", CLASSED | {"labels.csv": WINDOWS}, 12)
 accept("a CSV of an odd name", FLAT | {"a\n\x1b\udcff.csv": table([HEADER, *rows()[:9]])}, 9, 3)
 accept("a folder called .csv", FLAT | {"labels.csv": LISTED_ALL, "more.csv": FOLDER}, 12)
-refuse("two CSVs", FLAT | {"a.csv": LISTED_ALL, "b.csv": LISTED_ALL}, "2 CSV files", "there should be one")
+refuse("two CSVs", FLAT | {"a.csv": LISTED_ALL, "b.csv": LISTED_ALL}, "2 tables (a.csv, b.csv)", "there should be one")
 refuse("a CSV that is a link to nothing", FLAT | {"labels.csv": link("none")}, "labels.csv is no file of that folder")
 refuse("a CSV that is a link out of the folder", flat(good(), "in/") | {"labels.csv": LISTED_ALL, "in/labels.csv":
        link("../labels.csv")}, "labels.csv is no file of that folder", "put a copy", source="in")  # fmt: skip
@@ -508,8 +504,8 @@ UNREADABLE = "no readable parquet file"
 BAD_COLUMNS = {  # name: (the labels, words)
     "too large": ([3, *NUMBERS[1:]], ("row 0", "holds 3", "from 0 to 2")),
     "fractions": ([0.5, *NUMBERS[1:]], ("row 0", "holds 0.5", "whole numbers from 0")),
-    "texts": ([CLASSES[i] for i in NUMBERS], ("holds string", "whole numbers from 0")),
-    "a dictionary of texts": (pa.array([CLASSES[i] for i in NUMBERS]).dictionary_encode(), ("holds dictionary",)),
+    "lists": ([[i] for i in NUMBERS], ("holds list", "whole numbers from 0")),
+    "below -1": ([-2, *NUMBERS[1:]], ("row 0", "holds -2", "from 0 to 2")),
     "missing throughout": (pa.array([None] * 12, pa.int64()), ("no label in any",)),
     "beyond 64 bits": (pa.array([2**64 - 1] * 12, pa.uint64()), ("row 0", "whole numbers from 0")),
 }
@@ -520,6 +516,11 @@ GOOD_COLUMNS = {  # name: (the labels, how many are missing, how many classes th
     "floats": (pa.array(NUMBERS, pa.float64()), 0, 3),
     "booleans": ([i > 0 for i in NUMBERS], 0, 2),
     "missing": ([None, None, *NUMBERS[2:]], 2, 3),
+    "missing as -1": ([-1, *NUMBERS[1:-1], -1], 2, 3),
+    "texts": ([CLASSES[i] for i in NUMBERS], 0, 3),
+    "texts with gaps": ([None, "", *(CLASSES[i] for i in NUMBERS[2:])], 2, 3),
+    "a dictionary of texts": (pa.array([CLASSES[i] for i in NUMBERS]).dictionary_encode(), 0, 3),
+    "a dictionary of numbers": (pa.array(NUMBERS).dictionary_encode(), 0, 3),
 }
 for _name, (_labels, _missing, _number) in GOOD_COLUMNS.items():
     accept(f"parquet labels that are {_name}", {"x.parquet": parquet(label=_labels)}, 12 - _missing, _missing, _number,
@@ -528,17 +529,22 @@ BAD_FILES = {  # name: (content, words)
     "empty": (b"", (UNREADABLE,)),
     **{f"cut at {share:.0%}": (WHOLE[: int(share * len(WHOLE))], (UNREADABLE,)) for share in (0.1, 0.5, 0.9, 0.99)},
     "without rows": (parquet([], label=pa.array([], pa.int64())), ("has no rows",)),
-    "with another label": (parquet(labels=NUMBERS), ("did you mean 'labels'",)),
+    "with another label": (parquet(labell=NUMBERS), ("did you mean 'labell'",)),
+    "with a class name twice": (
+        parquet(metadata='{"info": {"features": {"label": {"names": ["a", "a"]}}}}', label=NUMBERS),
+        ("class name 'a'",),
+    ),
     "with numbers of articles": (
         parquet(metadata="", label=[8 * 10**9 + i for i in NUMBERS]),
         ("a column of labels?",),
     ),
     "without a readable image": (parquet([None, b"", b"no"], label=[0, 1, 2]), ("none of the 3", "it is empty")),
 }
-for _kind, _cell in {"paths": "a.png", "bytes": b"a", "texts": {"bytes": "a"}, "nameless": {"path": "a"}, "lists": [1],
-                     "missing": None}.items():  # fmt: skip
-    BAD_FILES[f"with images that are {_kind}"] = (parquet(image=pa.array([_cell]), label=[0]), (
-        "column 'image'", "not a struct with the binary field 'bytes'"))  # fmt: skip
+for _kind, _cell in {"paths": "a.png", "texts": {"bytes": "a"}, "lists": [1], "missing": None}.items():
+    _words = ("no column 'image'", "structs with the binary field 'bytes'", "image (")
+    BAD_FILES[f"with images that are {_kind}"] = (parquet(image=pa.array([_cell]), label=[0]), _words)
+for _kind, _cell in {"damaged bytes": b"a", "only named": {"path": "a"}}.items():
+    BAD_FILES[f"with images that are {_kind}"] = (parquet(image=pa.array([_cell]), label=[0]), ("none of the 1",))
 for _name, (_content, _words) in BAD_FILES.items():
     refuse(f"a parquet file {_name}", {"x.parquet": _content}, *_words, source="x.parquet")
 for _metadata in ("[]", "null", b"\xff{", "[" * 9999, '{"info": 1}', '{"info": {"features": {"label": {"names": 3}}}}'):
