@@ -10,10 +10,10 @@ from ptglab.train import engine
 
 
 def run(
-    source: str | Path, out: str | Path, budget: str = "quick", *, labels: str = "", seed: int = 0,
-    device: str = "auto", image_size: int = 0, flip: bool = True, start: str | Path = "auto", method: str = "simclr",
-    backbone: str = "resnet18", width: int = 0, epochs: int = -1, batch_size: int = 256, detector: str = "ensemble",
-    flag: str = "own",
+    source: str | Path, out: str | Path, budget: str = "quick", *, split: str = "", table: str | Path = "",
+    id_column: str = "", labels: str = "", seed: int = 0, device: str = "auto", image_size: int = 0, flip: bool = True,
+    start: str | Path = "auto", method: str = "simclr", backbone: str = "resnet18", width: int = 0, epochs: int = -1,
+    batch_size: int = 256, detector: str = "ensemble", flag: str = "own",
 ) -> Suspects:  # fmt: skip
     """Audit the labels of `source`, leave the report in the folder `out`, and return the suspects, row by row.
 
@@ -32,13 +32,14 @@ def run(
         table = pd.read_csv("runs/photos/suspects.csv")
         print(table.head(10).to_string(index=False))
     """
-    parameters = locals() | {"run_dir": str(out), "dataset": str(source), "start": str(start)}
+    parameters = locals() | {"run_dir": str(out), "dataset": str(source), "start": str(start), "table": str(table)}
     del parameters["source"], parameters["out"]
     notebooks.checked(stages.NOTEBOOK, notebooks.declared_parameters(stages.NOTEBOOK), parameters)
     plan, place = stages.plan(budget, detector, flag), engine.place(device)
     with stages.refusal_leaves_nothing(out):
         folder = runs.start(out, stages.CHANGEABLE, **parameters)
-        images, pixels = stages.load(folder, str(source), labels, image_size, plan)
+        reading = {name: parameters[name] for name in stages.READING}
+        images, pixels = stages.load(folder, str(source), plan, **reading)
         networks = stages.start(str(start), backbone, width or plan.width, pixels, seed)
     given, classes, views = images.labels_given, images.num_classes, stages.views(pixels, flip, str(source))
     epochs = stages.epochs(epochs, plan, pixels, networks)

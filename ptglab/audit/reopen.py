@@ -102,7 +102,7 @@ class Findings:
         audited = "budget" in self.params
         if "test" not in data.splits(self.source) or not (audited or self.network):
             return None
-        test = data.load(self.source, "test", **_size(self.params))
+        test = data.load(self.source, **_reading(self.params) | {"split": "test", "labels": ""})
         pixels = test.images[:, : self._pixels.shape[1]]
         if audited:
             return stages.features_of(runs.Run(self.folder), test, pixels, engine.place()), test.labels_given
@@ -180,7 +180,7 @@ def read(folder: str | Path, dataset: str = "") -> Findings:
         raise InputError(f"{folder} holds no suspects.csv: audit images, or execute notebook 4, 6 or 9, and give its "
                          "run_dir")  # fmt: skip
     source = str(dataset or params.get("dataset", ""))
-    images = data.load(source, labels=params.get("labels"), **_size(params))
+    images = data.load(source, **_reading(params))
     images = images.subset(params.get("subset", 0), params.get("seed", 0))
     known = run.path / "fingerprint.txt"
     if known.exists() and known.read_text(errors="replace").split()[:1] != [images.fingerprint]:
@@ -194,10 +194,11 @@ def read(folder: str | Path, dataset: str = "") -> Findings:
     return Findings(run.path, source, replace(images, labels_given=given), suspects, detector, stored)
 
 
-def _size(params: dict) -> dict:
-    """Return how large the images of a run are to be loaded."""
+def _reading(params: dict) -> dict:
+    """Return what `data.load` is to be told about the images of a run beside their source."""
     budget = stages.BUDGETS.get(params.get("budget"))
-    return {"image_size": params.get("image_size") or None, "at_most": budget.largest if budget else None}
+    reading = {name: params[name] for name in stages.READING if params.get(name)}
+    return reading | {"at_most": budget.largest if budget else None}
 
 
 def _stored(run: runs.Run, name: str) -> np.ndarray | None:

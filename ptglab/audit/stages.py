@@ -31,6 +31,7 @@ from ptglab.train import augment, backbones, checkpoints, engine, finetune, patc
 from ptglab.train import pretrain as pretraining
 
 NOTEBOOK = "06_audit_your_images"
+READING = ("split", "table", "id_column", "labels", "image_size")  # parameters that say how images are loaded
 CHANGEABLE = ("detector", "flag")  # parameters with which a finished audit may be run again
 FEWEST = 10  # images that can be judged at all
 FEWEST_EPOCHS = 5  # of pre-training that are worth it
@@ -111,13 +112,14 @@ def seconds(run: runs.Run) -> dict[str, float]:
 
 
 @timed
-def load(run: runs.Run, source: str, labels: str, image_size: int, budget: Budget) -> tuple[data.ImageSet, Tensor]:
+def load(run: runs.Run, source: str, budget: Budget, **reading: object) -> tuple[data.ImageSet, Tensor]:
     """Return (the images with their labels, their pixels as they are learned from, uint8 [N, C, H, W]).
 
-    Leaves unreadable.csv and the fingerprint in the folder of `run`. Raises InputError for images that cannot be
-    loaded or audited, and for others than those the folder was begun with.
+    reading: what `data.load` is told beside the source; 0 and "" stand for its defaults. Leaves unreadable.csv and the
+    fingerprint in the folder of `run`. Raises InputError for images that cannot be loaded or audited, and for others
+    than those the folder was begun with.
     """
-    images = data.load(source, labels=labels, image_size=image_size or None, at_most=budget.largest)
+    images = data.load(source, at_most=budget.largest, **{name: value for name, value in reading.items() if value})
     if len(images) < FEWEST:
         raise InputError(
             f"an audit compares images with each other and needs {FEWEST} at least; {len(images)} are readable"

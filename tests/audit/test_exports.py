@@ -239,8 +239,8 @@ def test_thumbnails_of_every_kind_of_picture_are_as_bright_as_it(mode, tmp_path)
 
 def test_thumbnails_of_more_than_eight_bits_have_the_scale_of_the_set(tmp_path):
     for i, top in enumerate((4095, 800)):
-        (tmp_path / "a").mkdir(exist_ok=True)
-        Image.fromarray(np.linspace(0, top, 300, dtype=np.uint16).reshape(15, 20)).save(tmp_path / "a" / f"{i}.png")
+        (tmp_path / "ab"[i]).mkdir()
+        Image.fromarray(np.linspace(0, top, 300, dtype=np.uint16).reshape(15, 20)).save(tmp_path / "ab"[i] / f"{i}.png")
     image_set = data.load(tmp_path)
     for row, picture in enumerate(exports.thumbnails(image_set, [0, 1])):
         np.testing.assert_array_equal(np.asarray(opened(picture)), image_set.images[row, 0])
