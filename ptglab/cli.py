@@ -207,11 +207,15 @@ def _print_summary(out: Path) -> None:
 
 
 def main() -> None:
-    """Run the command line; a mistake is one line on stderr and exit status 2, an interruption one line and 130."""
+    """Run the command line; a mistake is one line on stderr and exit status 2, an interruption one line and 130.
+
+    Output that nobody reads to its end, as in `ptglab doctor | head -1`, is no mistake.
+    """
     stopping.catch()
     try:
         with files.writing("here"):
             cli(prog_name="ptglab", standalone_mode=False)
+            sys.stdout.flush()
     except (InputError, click.ClickException) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else error
         print(f"ptglab: {message}", file=sys.stderr)
@@ -219,3 +223,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         print(f"ptglab: {stopping.LINE}", file=sys.stderr)
         sys.exit(stopping.STATUS)
+    except (BrokenPipeError, SystemExit) as end:
+        if BrokenPipeError not in (type(end), type(end.__context__)):  # which rich turns into an exit
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
