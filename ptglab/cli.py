@@ -4,6 +4,7 @@ What needs torch is imported in the commands that need it: help and mistakes sho
 """
 
 import importlib.metadata
+import io
 import json
 import os
 import shutil
@@ -206,16 +207,25 @@ def _print_summary(out: Path) -> None:
     print(f"work with {out / 'suspects.csv'}, label_studio.json, fiftyone.csv, duplicates.csv, outliers.csv")
 
 
-def main() -> None:
-    """Run the command line; a mistake is one line on stderr and exit status 2, an interruption one line and 130.
+class _Output(io.FileIO):
+    """Standard output of which any part may be read, as by `ptglab doctor | head -1`: the rest goes nowhere."""
 
-    Output that nobody reads to its end, as in `ptglab doctor | head -1`, is no mistake.
-    """
+    def write(self, content) -> int:
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            return len(content)
+
+
+def main() -> None:
+    """Run the command line; a mistake is one line on stderr and exit status 2, an interruption one line and 130."""
     stopping.catch()
+    if sys.stdout and sys.stdout is sys.__stdout__ and not sys.stdout.isatty():
+        output = io.BufferedWriter(_Output(sys.stdout.fileno(), "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(output, sys.stdout.encoding, sys.stdout.errors)
     try:
         with files.writing("here"):
             cli(prog_name="ptglab", standalone_mode=False)
-            sys.stdout.flush()
     except (InputError, click.ClickException) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else error
         print(f"ptglab: {message}", file=sys.stderr)
@@ -223,7 +233,3 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         print(f"ptglab: {stopping.LINE}", file=sys.stderr)
         sys.exit(stopping.STATUS)
-    except (BrokenPipeError, SystemExit) as end:
-        if BrokenPipeError not in (type(end), type(end.__context__)):  # which rich turns into an exit
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

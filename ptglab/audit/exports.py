@@ -95,11 +95,10 @@ def duplicates(folder: str | Path, image_set: ImageSet, pairs: np.ndarray, diffe
     ids, given = _texts(image_set.ids), _texts(image_set.class_names)[image_set.labels_given]
     first, second = pairs.T
     graph = coo_array((np.ones(len(pairs), bool), (first, second)), shape=(len(ids), len(ids)))
-    group = connected_components(graph, directed=False)[1][first]
-    frame = pd.DataFrame({"group": group, "id": ids[first], "given": given[first], "other_id": ids[second],
-                          "other_given": given[second], "difference": difference})  # fmt: skip
-    frame["conflict"] = frame["given"] != frame["other_given"]
-    frame = frame.iloc[np.lexsort((group, ~frame.groupby("group")["conflict"].transform("any")))]
+    group, conflict = connected_components(graph, directed=False)[1][first], given[first] != given[second]
+    columns = {"group": group, "id": ids[first], "given": given[first], "other_id": ids[second]}
+    columns |= {"other_given": given[second], "difference": difference, "conflict": conflict}
+    frame = pd.DataFrame(columns).iloc[np.lexsort((group, ~np.isin(group, group[conflict])))]
     write_table(Path(folder) / "duplicates.csv", frame.assign(group=pd.factorize(frame["group"])[0] + 1))
 
 

@@ -111,10 +111,7 @@ class Findings:
         They are on images that are gone or hold something else since then, or had another label, and are set aside.
         Raises InputError if the images are others than in this review, and no audit noted which are.
         """
-        now, before = update.noted(self.folder / "features"), update.noted(run.path)
-        if now is None or before is None:
-            run.keep_fingerprint(self.images.fingerprint)
-        set_aside = 0
+        now, before, set_aside = update.noted(self.folder / "features"), update.noted(run.path), 0
         if now is not None and before is not None:
             names, (_, new, _, changed) = self.images.class_names, update.compare(before, now)
             labels = {id: names[k] for id, k in zip(self.images.ids, self.images.labels_given, strict=True)}
@@ -122,6 +119,8 @@ class Findings:
                 labels.pop(id, None)
             decisions = Corrections(run.path / "corrections.csv")
             set_aside = decisions.set_aside(lambda d: labels.get(d.id) == d.given and d.label in ("", *names))
+            (run.path / "fingerprint.txt").unlink(missing_ok=True)
+        run.keep_fingerprint(self.images.fingerprint)
         if now is not None:
             exports.write_table(run.path / "images.csv", now)
         return set_aside
