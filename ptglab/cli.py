@@ -4,6 +4,7 @@ What needs torch is imported in the commands that need it: help and mistakes sho
 """
 
 import importlib.metadata
+import io
 import json
 import os
 import shutil
@@ -211,9 +212,22 @@ def _print_summary(out: Path) -> None:
     print(f"work with {out / 'suspects.csv'}, label_studio.json, fiftyone.csv, duplicates.csv, outliers.csv")
 
 
+class _Output(io.FileIO):
+    """Standard output of which any part may be read, as by `ptglab doctor | head -1`: the rest goes nowhere."""
+
+    def write(self, content) -> int:
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            return len(content)
+
+
 def main() -> None:
     """Run the command line; a mistake is one line on stderr and exit status 2, an interruption one line and 130."""
     stopping.catch()
+    if sys.stdout and sys.stdout is sys.__stdout__ and not sys.stdout.isatty():
+        output = io.BufferedWriter(_Output(sys.stdout.fileno(), "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(output, sys.stdout.encoding, sys.stdout.errors)
     try:
         with files.writing("here"):
             cli(prog_name="ptglab", standalone_mode=False)

@@ -1,6 +1,7 @@
 """The command line, as a person meets it."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -86,6 +87,17 @@ def test_an_interruption_is_one_line_and_exit_130(run, monkeypatch):
     monkeypatch.setattr(cli.notebooks, "execute", stopped)
     status, out, error = run("demo")
     assert status == 130 and not out and error.strip() == f"ptglab: {stopping.LINE}"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["doctor"]], ids=str)
+def test_output_that_nobody_reads_is_no_error(words, tmp_path):
+    """In a process of its own, whose standard output has no reader from the start: `ptglab ... | head -0`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [Path(sys.executable).with_name("ptglab"), *words]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_dry_run_of_a_sweep_runs_nothing(run, tmp_path):

@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -32,33 +32,36 @@ class Decision(NamedTuple):
         return self.decision == "drop" or self.label not in ("", self.given)
 
 
-HEADER = ",".join(Decision._fields) + "\n"
+HEADER = (",".join(Decision._fields) + "\n").encode()
+
+
+def _lines(rows: list[Decision]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(map(escape_formula, row) for row in rows)
+    return text.getvalue().encode()
 
 
 class Corrections:
     """The decisions in the CSV file at `path`, in the order in which they were taken; the last one of an id counts.
 
-    A decision is appended and on disk before `add` returns; `undo` cuts the last line off. Neither takes longer when
-    there are many. A last line without an end was torn by a kill and is cut off. As in every table of ours, text that a
-    spreadsheet would run as a formula has an apostrophe before it. Raises InputError if the file is not such a table,
-    or if somebody else has written to it in the meantime.
+    A decision is appended and on disk before `add` returns, and costs the same however many there are. A last line
+    without an end was torn by a kill and is cut off. As in every table of ours, text that a spreadsheet would run as a
+    formula has an apostrophe before it. Raises InputError if the file is not such a table, or if somebody else has
+    written to it in the meantime.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.rows: list[Decision] = []
-        self._of: dict[str, list[Decision]] = {}  # by id, the one that counts last
-        self._ends: list[int] = []  # of the header and of each row, in bytes
         content = files.small_enough(self.path).read_bytes() if self.path.exists() else b""
         whole = content[: content.rfind(b"\n") + 1]
+        header, *lines = whole.splitlines(keepends=True) or [HEADER]
+        if header != HEADER:
+            named = HEADER.decode().strip()
+            raise InputError(f"{path} does not begin with {named}: give another run_dir, or move it away")
+        self.rows = [self._read(number, line) for number, line in enumerate(lines, 2)]
+        self._last, self._size = {row.id: row for row in self.rows}, len(whole)
         if whole != content:
             files.write(self.path, lambda temporary: temporary.write_bytes(whole))
-        for number, line in enumerate(whole.splitlines(keepends=True), 1):
-            self._ends.append(len(line) + (self._ends[-1] if self._ends else 0))
-            if number > 1:
-                self._keep(self._read(number, line))
-            elif line != HEADER.encode():
-                raise InputError(f"{path} does not begin with {HEADER.strip()}: give another run_dir, or move it away")
 
     def _read(self, number: int, line: bytes) -> Decision:
         try:
@@ -70,17 +73,13 @@ class Corrections:
             pass
         raise InputError(f"line {number} of {self.path} is no decision: mend that line, or move the file away")
 
-    def _keep(self, decision: Decision) -> None:
-        self.rows.append(decision)
-        self._of.setdefault(decision.id, []).append(decision)
-
     def of(self, id: str) -> Decision | None:
         """Return the decision that counts for `id`, or None."""
-        return (self._of.get(id) or [None])[-1]
+        return self._last.get(id)
 
     def standing(self) -> list[Decision]:
         """Return the decision that counts for each id, in the order in which ids were first decided."""
-        return list({decision.id: decision for decision in self.rows}.values())
+        return list(self._last.values())
 
     def add(self, id: str, given: str, decision: str, label: str = "") -> Decision:
         """Append a decision to the file, flush it to the disk, and return it."""
@@ -89,50 +88,51 @@ class Corrections:
             if printable(text) != text:
                 raise InputError(f"'{printable(text)}' cannot stand in a line of {self.path}: rename it")
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        row, text = Decision(now, id, given, decision, label), io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(map(escape_formula, row))
-        line = text.getvalue().encode()
-        if not self._ends:
-            if self.path.exists() and self.path.stat().st_size:
-                raise self._changed()
-            files.write(self.path, lambda temporary: temporary.write_text(HEADER))
-            self._ends = [len(HEADER)]
-        self._change(line)
-        self._ends.append(self._ends[-1] + len(line))
-        self._keep(row)
+        row = Decision(now, id, given, decision, label)
+        if not self._size:
+            self._rewrite([])
+        self._check()
+        line = _lines([row])
+        with files.writing(self.path.parent), open(self.path, "r+b", buffering=0) as file:
+            file.seek(self._size)
+            try:
+                while line:
+                    line = line[file.write(line) :]
+                os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(self._size)
+                raise
+            self._size = file.tell()
+        self.rows.append(row)
+        self._last[id] = row
         return row
 
     def undo(self) -> Decision | None:
-        """Cut the last decision off the file and return it; None if there is none."""
+        """Take the last decision out of the file and return it; None if there is none."""
         if not self.rows:
             return None
-        self._change(None)
-        self._ends.pop()
-        last = self.rows.pop()
-        self._of[last.id].pop()
+        last = self.rows[-1]
+        self._rewrite(self.rows[:-1])
         return last
 
-    def _change(self, line: bytes | None) -> None:
-        """Append `line` to the file, all of it or nothing; None cuts the last line off."""
-        with files.writing(self.path.parent):
-            if not self.path.exists():
-                raise self._changed()
-            with open(self.path, "r+b", buffering=0) as file:
-                if file.seek(0, os.SEEK_END) != self._ends[-1]:
-                    raise self._changed()
-                try:
-                    if line is None:
-                        file.truncate(self._ends[-2])
-                    while line:
-                        line = line[file.write(line) :]
-                    os.fsync(file.fileno())
-                except BaseException:
-                    if line is not None:
-                        file.truncate(self._ends[-1])
-                    raise
+    def set_aside(self, holds: Callable[[Decision], bool]) -> int:
+        """Move the decisions that no longer hold to corrections_aside.csv, and return how many there are."""
+        gone = [row for row in self.rows if not holds(row)]
+        if gone:
+            aside = Corrections(self.path.with_name("corrections_aside.csv"))
+            aside._rewrite(aside.rows + gone)
+            self._rewrite([row for row in self.rows if holds(row)])
+        return len(gone)
 
-    def _changed(self) -> InputError:
-        return InputError(f"{self.path} was changed from elsewhere: run the cell again to read it anew")
+    def _rewrite(self, rows: list[Decision]) -> None:
+        self._check()
+        content = HEADER + _lines(rows)
+        files.write(self.path, lambda temporary: temporary.write_bytes(content))
+        self.rows, self._last, self._size = rows, {row.id: row for row in rows}, len(content)
+
+    def _check(self) -> None:
+        if (self.path.stat().st_size if self.path.exists() else 0) != self._size:
+            raise InputError(f"{self.path} was changed from elsewhere: run the cell again to read it anew")
 
     def applied(
         self, rows: Mapping[str, int], labels: np.ndarray, class_names: list[str]
@@ -166,31 +166,28 @@ class Queue:
         self.corrections, self.ids, self.given, self.class_names = corrections, ids, given, class_names
         self.number = {id: row for row, id in enumerate(ids)}
         corrections.applied(self.number, given, class_names)  # refuses those of another set
-        self.decided, self.changed, self.skipped, self.chosen = np.zeros((4, len(ids)), bool)
+        self.state = np.ones(len(ids), int)  # of each row, its number in STATES; 0 where the label is kept
         for decision in corrections.standing():
-            self._note(self.number[decision.id])
-        self.rows, self.place, self.total = np.arange(0), 0, 0
+            self._note(decision.id)
+        self.rows, self.place, self.chosen = np.arange(0), 0, np.zeros(len(ids), bool)
 
-    def _note(self, row: int) -> None:
-        """Note what is now decided about `row`."""
-        decision = self.corrections.of(self.ids[row])
-        self.decided[row] = decision is not None
-        self.changed[row] = decision is not None and decision.changes
-        self.skipped[row] = decision is not None and decision.decision == "skip"
+    def _note(self, id: str) -> int:
+        """Note what is now decided about `id`, and return its row."""
+        row, now = self.number[id], self.corrections.of(id)
+        self.state[row] = 1 if now is None else 3 if now.decision == "skip" else 2 if now.changes else 0
+        return row
 
     def order(self, score: np.ndarray, chosen: np.ndarray, state: str = "all") -> None:
         """Queue the `chosen` rows, bool [N], those of low `score` first, and go to where the work continues.
 
         state: one of STATES; only such rows are queued, but progress counts all the chosen ones.
         """
-        inside = {"undecided": ~self.decided, "changed": self.changed, "skipped": self.skipped}
-        shown = chosen if one_of("state", state, self.STATES) == "all" else chosen & inside[state]
-        rows = np.flatnonzero(shown)
+        number = self.STATES.index(one_of("state", state, self.STATES))
+        rows = np.flatnonzero(chosen & (self.state == number) if number else chosen)
         self.rows, self.chosen, self.place = rows[np.argsort(score[rows], kind="stable")], chosen, 0
-        self.total = int(chosen.sum())
         if self.corrections.rows:
             self._go_to(self.number[self.corrections.rows[-1].id])
-        if len(self.rows) and self.decided[self.row]:
+        if len(self.rows) and self.state[self.row] != 1:
             self._next()
 
     def _go_to(self, row: int) -> None:
@@ -204,8 +201,9 @@ class Queue:
 
     def progress(self) -> str:
         """Return "37 of 212, 29 changed"."""
-        done, changed, skipped = ((what & self.chosen).sum() for what in (self.decided, self.changed, self.skipped))
-        return f"{done:,} of {self.total:,}, {changed:,} changed" + (f", {skipped:,} skipped" if skipped else "")
+        kept, undecided, changed, skipped = np.bincount(self.state[self.chosen], minlength=4)
+        done = kept + changed + skipped
+        return f"{done:,} of {done + undecided:,}, {changed:,} changed" + (f", {skipped:,} skipped" if skipped else "")
 
     def decide(self, decision: str, label: int | None = None) -> Decision:
         """Write the decision on the current row to the disk, and go to the next undecided one."""
@@ -215,7 +213,7 @@ class Queue:
         given = self.class_names[self.given[row]]
         name = {"drop": "", "skip": "", "keep": given}.get(decision)
         taken = self.corrections.add(self.ids[row], given, decision, self.class_names[label] if name is None else name)
-        self._note(row)
+        self._note(taken.id)
         self._next()
         return taken
 
@@ -223,13 +221,11 @@ class Queue:
         """Take the last decision back, and go to its row if it is queued."""
         taken = self.corrections.undo()
         if taken is not None:
-            self._note(self.number[taken.id])
-            self._go_to(self.number[taken.id])
+            self._go_to(self._note(taken.id))
         return taken
 
     def _next(self) -> None:
         """Go to the next undecided row, from the start again after the end; if there is none, to the next row."""
-        undecided = np.flatnonzero(~self.decided[self.rows])
-        later = undecided[undecided > self.place]
-        earlier = undecided[undecided < self.place]
-        self.place = int([*later[:1], *earlier[:1], min(self.place + 1, len(self.rows) - 1)][0])
+        others = np.roll(np.arange(len(self.rows)), -self.place - 1)[:-1]
+        undecided = others[self.state[self.rows[others]] == 1]
+        self.place = int(undecided[0]) if len(undecided) else min(self.place + 1, len(self.rows) - 1)

@@ -5,8 +5,9 @@ import hashlib
 import io
 import os
 import re
+import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
@@ -16,35 +17,41 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from tqdm.contrib.concurrent import thread_map
 
 from ptglab import __version__, files
 from ptglab.data.decode import upright
-from ptglab.data.images import ImageSet
+from ptglab.data.images import ImageSet, located
 from ptglab.detect.suspects import Suspects
 from ptglab.errors import InputError
 from ptglab.lab import runs
+from ptglab.text import unescape_formula
 
 SMALL = 64  # pixels a side: up to this a picture is kept exact (PNG), and enlarged without blur
 # What an attribute of XML cannot hold as it is (XML 1.0, production 2 and section 3.3.3)
 NOT_XML = re.compile("[^\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def write(folder: str | Path, image_set: ImageSet, suspects: Suspects, summary: dict, source: str | Path) -> Path:
+def write(
+    folder: str | Path, image_set: ImageSet, suspects: Suspects, summary: dict, source: str | Path,
+    probability: np.ndarray | None = None,
+) -> dict[str, str]:  # fmt: skip
     """Write suspects.csv, gallery.html, label_studio.json and .xml, fiftyone.csv and summary.json into `folder`.
 
     summary: what summary.json holds, `detector`, `rate`, `low` and `high` at least; source: what the set was loaded
-    from. Returns the document root for Label Studio, see `label_studio`. Raises InputError if the suspects are those
-    of another set.
+    from; probability: see `label_studio`. Returns `next_steps`, which summary.json holds as `next`. Raises InputError
+    if the suspects are those of another set.
     """
     folder, title = Path(folder), Path(os.path.abspath(source)).name or str(source)
     write_table(folder / "suspects.csv", table(image_set, suspects))
-    root = label_studio(folder / "label_studio.json", image_set, suspects, source)
+    label_studio(folder / "label_studio.json", image_set, suspects, probability)
     fiftyone(folder / "fiftyone.csv", image_set, suspects)
-    rate = [summary[name] for name in ("rate", "low", "high")]
-    gallery(folder / "gallery.html", image_set, suspects, title, summary["detector"], rate)
-    files.write_json(folder / "summary.json", summary)
-    return root
+    rate, steps = [summary[name] for name in ("rate", "low", "high")], next_steps(folder, image_set, source)
+    gallery(folder / "gallery.html", image_set, suspects, title, summary["detector"], rate, steps)
+    files.write_json(folder / "summary.json", summary | {"next": steps})
+    return steps
 
 
 def table(image_set: ImageSet, suspects: Suspects) -> pd.DataFrame:
@@ -62,6 +69,11 @@ def table(image_set: ImageSet, suspects: Suspects) -> pd.DataFrame:
     return pd.DataFrame(columns).iloc[order]
 
 
+def read_table(path: Path) -> pd.DataFrame:
+    """Return a table that `write_table` wrote, every cell as text."""
+    return pd.read_csv(files.small_enough(path), dtype=str, keep_default_na=False).map(unescape_formula)
+
+
 def write_table(path: Path, frame: pd.DataFrame) -> None:
     """Write `frame` by `files.write_csv`, float32 with as few digits as tell them apart."""
     short = {name: [float(str(x)) for x in frame[name].to_numpy()] for name in frame.select_dtypes("float32")}
@@ -75,11 +87,19 @@ def unreadable(folder: str | Path, image_set: ImageSet) -> None:
 
 
 def duplicates(folder: str | Path, image_set: ImageSet, pairs: np.ndarray, difference: np.ndarray) -> None:
-    """Write duplicates.csv into `folder`, one row per pair; pairs: int64 [P, 2], rows of the set; difference: [P]."""
+    """Write duplicates.csv into `folder`, one row per pair; pairs: int64 [P, 2], rows of the set; difference: [P].
+
+    Pairs that hang together have one number in the column `group`, from 1; in `conflict` stands whether the two labels
+    differ. Groups with a conflict come first.
+    """
     ids, given = _texts(image_set.ids), _texts(image_set.class_names)[image_set.labels_given]
     first, second = pairs.T
-    columns = {"id": ids[first], "given": given[first], "other_id": ids[second], "other_given": given[second]}
-    write_table(Path(folder) / "duplicates.csv", pd.DataFrame(columns | {"difference": difference}))
+    graph = coo_array((np.ones(len(pairs), bool), (first, second)), shape=(len(ids), len(ids)))
+    group, conflict = connected_components(graph, directed=False)[1][first], given[first] != given[second]
+    columns = {"group": group, "id": ids[first], "given": given[first], "other_id": ids[second]}
+    columns |= {"other_given": given[second], "difference": difference, "conflict": conflict}
+    frame = pd.DataFrame(columns).iloc[np.lexsort((group, ~np.isin(group, group[conflict])))]
+    write_table(Path(folder) / "duplicates.csv", frame.assign(group=pd.factorize(frame["group"])[0] + 1))
 
 
 def outliers(folder: str | Path, image_set: ImageSet, score: np.ndarray, flagged: np.ndarray) -> None:
@@ -119,13 +139,13 @@ def pictures(folder: str | Path, image_set: ImageSet, rows: Iterable[int]) -> li
 
 def gallery(
     path: str | Path, image_set: ImageSet, suspects: Suspects, title: str, detector: str,
-    rate: Sequence[float] | None = None, most: int = 1000,
+    rate: Sequence[float] | None = None, steps: Mapping[str, str] | None = None, most: int = 1000,
 ) -> None:  # fmt: skip
     """Write one HTML page, which needs no network: the suspects as cards to filter, search and sort.
 
-    rate: the estimated share of wrong labels, and the lowest and highest that any estimate allows. There are at most
-    `most` cards: the flagged images, the most suspicious first, and the most suspicious of the others. Raises
-    InputError if the suspects are those of another set.
+    rate: the estimated share of wrong labels, and the lowest and highest that any estimate allows; steps: see
+    `next_steps`. There are at most `most` cards: the flagged images, the most suspicious first, and the most suspicious
+    of the others. Raises InputError if the suspects are those of another set.
     """
     path, frame = Path(path), table(image_set, suspects)
     # Places in the order of suspicion: flagged images get a card before the others; then in that order again.
@@ -143,58 +163,66 @@ def gallery(
     pairs.sort(key=lambda p: (-p["flagged"], -p["all"], p["pair"]))
     stamp = runs.stamp()
     html = _template("gallery.html").render(
-        title=title, detector=detector, rate=rate, cards=cards, pairs=pairs, class_names=image_set.class_names,
+        title=title, detector=detector, rate=rate, steps=steps, cards=cards, pairs=pairs,
         images=len(image_set), flagged=int(suspects.flagged.sum()), unreadable=len(image_set.unreadable),
+        class_names=image_set.class_names,
         versions=f"ptglab {__version__} {stamp['commit']}".strip() + f", torch {stamp['torch_version']}",
     )  # fmt: skip
     files.write(path, lambda temporary: temporary.write_bytes(html.encode("utf-8", "backslashreplace")))
 
 
-def label_studio(path: str | Path, image_set: ImageSet, suspects: Suspects, source: str | Path = "") -> Path:
+def label_studio(
+    path: str | Path, image_set: ImageSet, suspects: Suspects, probability: np.ndarray | None = None
+) -> None:
     """Write the flagged images, the most suspicious first, as Label Studio tasks, and `label_studio.xml` beside them.
 
-    The suggested label is the prediction of each task. source: the folder that a set of files was loaded from; the
-    pictures of any other set are put into `images` beside `path`. Label Studio serves local files from its "document
-    root" if a folder below it is added as local storage. So the pictures are named relative to the parent of their
-    folder, which is returned: set LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT to it, and add the folder as storage.
+    The suggested label is the prediction of each task; probability: how probable it is, [N], its score, by default the
+    detector's. The pictures of a set without files are put into `images` beside `path`. Label Studio serves local files
+    from below its "document root" if a folder in there is added as local storage: `next_steps` says how.
     Formats: Label Studio's guides "Import pre-annotated data" and "Sync data from external storage" (local storage,
     tasks with file references). Raises InputError if the suspects are those of another set.
     """
     path, frame = Path(path), table(image_set, suspects)
-    frame = frame[frame["flagged"]]
-    root = Path(os.path.abspath(source if len(image_set.files) else path.parent)).parent
-    tasks = []
+    frame, score = frame[frame["flagged"]], suspects.score if probability is None else probability
+    root, version, tasks = _served(path.parent, image_set).parent, f"ptglab {__version__}", []
     for file, row in zip(pictures(path.parent, image_set, frame.index), frame.itertuples(), strict=True):
         choice = {"id": f"row{row.Index}", "type": "choices", "from_name": "label", "to_name": "image",
                   "value": {"choices": [_xml(row.suggested)]}}  # fmt: skip
         tasks.append({
             "data": {"image": f"/data/local-files/?d={_quoted(file, root)}", "id": row.id, "given": row.given},
-            "predictions": [{"model_version": f"ptglab {__version__}", "score": float(row.score), "result": [choice]}],
+            "predictions": [{"model_version": version, "score": float(score[row.Index]), "result": [choice]}],
         })  # fmt: skip
     files.write_json(path, tasks)
     xml = _template("label_studio.xml").render(names=[_xml(name) for name in _texts(image_set.class_names)])
     files.write(path.with_suffix(".xml"), lambda temporary: temporary.write_text(xml, encoding="utf-8"))
-    return root
+
+
+def next_steps(folder: str | Path, image_set: ImageSet, source: str | Path) -> dict[str, str]:
+    """Return how to go on from an audit in `folder`: `review`, a line to type, and `label_studio`, three lines.
+
+    Paths are absolute: a notebook that JupyterLab opens runs in its own folder.
+    """
+    folder, source, served = Path(os.path.abspath(folder)), located(source), _served(folder, image_set)
+    copy, options = str(folder / "review.ipynb"), [f"audit_run={folder}", f"run_dir={folder / 'review'}"]
+    options += [f"dataset={os.path.abspath(source)}"] if os.path.exists(source) else []
+    run = ["ptglab", "run", "07_review_suspects", copy, *(word for option in options for word in ("-p", option))]
+    lines = _template("label_studio.txt").render(root=shlex.quote(str(served.parent)), served=served, folder=folder)
+    steps = [f"{shlex.join(run)} && {shlex.join(['jupyter', 'lab', copy])}", lines]
+    return dict(zip(("review", "label_studio"), _texts(steps), strict=True))
+
+
+def _served(folder: str | Path, image_set: ImageSet) -> Path:
+    """Return the folder below which all pictures lie: the image files, or those in `folder` if there are none."""
+    folders = {os.path.dirname(os.path.abspath(file)) for file in image_set.files} or {os.path.abspath(folder)}
+    return Path(os.path.commonpath(folders))
 
 
 def fiftyone(path: str | Path, image_set: ImageSet, suspects: Suspects) -> None:
     """Write a CSV with columns filepath (absolute), ground_truth, suggested, score, flagged for FiftyOne.
 
     Every image of a set of files has a row, the most suspicious first. Of any other set only the flagged images have
-    one, and their pictures are put into `images` beside `path`. Load it as FiftyOne's guide "Importing data" loads
-    custom formats:
-
-        import fiftyone as fo, pandas as pd
-
-        dataset = fo.Dataset("suspects")
-        for row in pd.read_csv("fiftyone.csv", dtype={"ground_truth": str, "suggested": str}).itertuples():
-            sample = fo.Sample(filepath=row.filepath, score=row.score, flagged=row.flagged)
-            sample["ground_truth"] = fo.Classification(label=row.ground_truth)
-            sample["suggested"] = fo.Classification(label=row.suggested)
-            dataset.add_sample(sample)
-        fo.launch_app(dataset).wait()
-
-    Raises InputError if the suspects are those of another set.
+    one, and their pictures are put into `images` beside `path`. The gallery says how it is loaded, as FiftyOne's guide
+    "Importing data" loads custom formats. Raises InputError if the suspects are those of another set.
     """
     frame = table(image_set, suspects).rename(columns={"given": "ground_truth"})
     if not len(image_set.files):
@@ -260,7 +288,7 @@ def _encoded(picture: Image.Image, exact: bool = False) -> bytes:
 def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        autoescape=name != "label_studio.txt", undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["quoteattr"] = lambda text: Markup(quoteattr(text))  # line ends stay what they are
     environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -15,13 +15,12 @@ import torch
 from torch import nn
 
 from ptglab import data, files
-from ptglab.audit import exports, stages
+from ptglab.audit import exports, stages, update
 from ptglab.audit.corrections import Corrections
 from ptglab.detect import label_errors, noise_rate
 from ptglab.detect.suspects import Suspects, check
 from ptglab.errors import InputError
 from ptglab.lab import runs
-from ptglab.text import unescape_formula
 from ptglab.train import backbones, engine, predict
 
 MOST_COMPARED = 20_000  # rows up to which detectors that compare every image with every other one are offered
@@ -107,6 +106,26 @@ class Findings:
         if audited:
             return stages.features_of(runs.Run(self.folder), test, pixels, engine.place()), test.labels_given
         return predict.features(self.network, pixels), test.labels_given
+
+    def review(self, run: runs.Run) -> int:
+        """Begin or continue a review in the folder of `run`; return how many decisions there no longer hold.
+
+        They are on images that are gone or hold something else since then, or had another label, and are set aside.
+        Raises InputError if the images are others than in this review, and no audit noted which are.
+        """
+        now, before, set_aside = update.noted(self.folder / "features"), update.noted(run.path), 0
+        if now is not None and before is not None:
+            names, (_, new, _, changed) = self.images.class_names, update.compare(before, now)
+            labels = {id: names[k] for id, k in zip(self.images.ids, self.images.labels_given, strict=True)}
+            for id in (*new, *changed):
+                labels.pop(id, None)
+            decisions = Corrections(run.path / "corrections.csv")
+            set_aside = decisions.set_aside(lambda d: labels.get(d.id) == d.given and d.label in ("", *names))
+            (run.path / "fingerprint.txt").unlink(missing_ok=True)
+        run.keep_fingerprint(self.images.fingerprint)
+        if now is not None:
+            exports.write_table(run.path / "images.csv", now)
+        return set_aside
 
     def apply(self, corrections: Corrections, run: runs.Run) -> tuple[np.ndarray, np.ndarray]:
         """Write the mended labels into the folder of `run`, and return (labels int64 [N], which rows are kept).
@@ -211,21 +230,18 @@ def _stored(run: runs.Run, name: str) -> np.ndarray | None:
 
 def _table(path: Path, images: data.ImageSet) -> tuple[np.ndarray, Suspects]:
     """Return (given labels int64 [N], suspects) of a suspects.csv, in the order of `images`."""
+    number = {name: i for i, name in enumerate(images.class_names)}
     try:
-        table = pd.read_csv(files.small_enough(path), dtype=str, keep_default_na=False)[COLUMNS]
-        ids, given, suggested = ([unescape_formula(text) for text in table[name]] for name in COLUMNS[:3])
-        score = table["score"].to_numpy(np.float32)
-        flagged = np.array([{"True": True, "False": False}[text] for text in table["flagged"]])
+        table = exports.read_table(path)[COLUMNS].set_index("id").astype({"score": np.float32})
+        table["flagged"] = [{"True": True, "False": False}[text] for text in table["flagged"]]
     except (ValueError, KeyError) as error:
         raise InputError(f"{path} is no table of suspects ({' '.join(str(error).split())}): audit again") from None
-    number = {name: i for i, name in enumerate(images.class_names)}
-    if unknown := {*given, *suggested} - number.keys():
+    if unknown := {*table["given"], *table["suggested"]} - number.keys():
         raise InputError(f"{path} names a class that the images do not have, {min(unknown)!r}: audit again")
-    row = {id: i for i, id in enumerate(ids)}
-    if len(row) != len(ids) or row.keys() != set(images.ids):
+    if not table.index.is_unique or set(table.index) != set(images.ids):
         raise InputError(f"{path} lists other images than there are now: audit them again")
-    if not np.isfinite(score).all():
+    if not np.isfinite(table["score"]).all():
         raise InputError(f"{path} holds scores that are not finite: audit again")
-    order = np.array([row[id] for id in images.ids])
-    given, suggested = (np.array([number[name] for name in names], np.int64)[order] for names in (given, suggested))
-    return given, Suspects(score[order], flagged[order], suggested)
+    table = table.loc[images.ids]
+    given, suggested = (table[name].map(number).to_numpy(np.int64) for name in ("given", "suggested"))
+    return given, Suspects(table["score"].to_numpy(), table["flagged"].to_numpy(bool), suggested)

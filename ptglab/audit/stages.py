@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ptglab import data, files
-from ptglab.audit import exports
+from ptglab.audit import exports, update
 from ptglab.data.decode import allocate, resized
 from ptglab.detect import duplicates, label_errors, neighbours, noise_rate, suspects
 from ptglab.detect.suspects import Suspects
@@ -32,7 +32,7 @@ from ptglab.train import pretrain as pretraining
 
 NOTEBOOK = "06_audit_your_images"
 READING = ("split", "table", "id_column", "labels", "image_size")  # parameters that say how images are loaded
-CHANGEABLE = ("detector", "flag")  # parameters with which a finished audit may be run again
+CHANGEABLE = ("detector", "flag", "update")  # parameters with which a finished audit may be run again
 FEWEST = 10  # images that can be judged at all
 FEWEST_EPOCHS = 5  # of pre-training that are worth it
 HISTORY = 30  # epochs over which a linear head is followed
@@ -112,12 +112,15 @@ def seconds(run: runs.Run) -> dict[str, float]:
 
 
 @timed
-def load(run: runs.Run, source: str, budget: Budget, **reading: object) -> tuple[data.ImageSet, Tensor]:
+def load(
+    run: runs.Run, source: str, budget: Budget, changed: bool = False, **reading: object
+) -> tuple[data.ImageSet, Tensor]:
     """Return (the images with their labels, their pixels as they are learned from, uint8 [N, C, H, W]).
 
-    reading: what `data.load` is told beside the source; 0 and "" stand for its defaults. Leaves unreadable.csv and the
-    fingerprint in the folder of `run`. Raises InputError for images that cannot be loaded or audited, and for others
-    than those the folder was begun with.
+    changed: whether images may have come, gone or changed since the folder was begun; what is known of the others is
+    then kept, see `update`. reading: what `data.load` is told beside the source; 0 and "" stand for its defaults.
+    Leaves unreadable.csv and the fingerprint in the folder of `run`. Raises InputError for images that cannot be loaded
+    or audited, and for others than those the folder was begun with, unless they may have `changed`.
     """
     images = data.load(source, at_most=budget.largest, **{name: value for name, value in reading.items() if value})
     if len(images) < FEWEST:
@@ -126,9 +129,13 @@ def load(run: runs.Run, source: str, budget: Budget, **reading: object) -> tuple
         )
     if len(np.unique(images.labels_given)) < 2:
         raise InputError("all images have the same label: there must be two classes at least for a label to be wrong")
-    run.keep_fingerprint(images.fingerprint)
+    pixels = without_empty_colours(images.images)
+    if changed:
+        print(update.begin(run, images, pixels))
+    else:
+        run.keep_fingerprint(images.fingerprint)
     exports.unreadable(run.path, images)
-    return images, without_empty_colours(images.images)
+    return images, pixels
 
 
 def without_empty_colours(images: Tensor) -> Tensor:
@@ -251,12 +258,25 @@ def features(
     """
     stage = run.stage("features")
     if not stage.done:
+        before, listed, raw, blocks, n = (
+            runs.Run(run.path / "before"),
+            update.listed(images, pixels),
+            [],
+            {},
+            len(images),
+        )
+        known = update.known(before, listed)
+        kept, rest = np.flatnonzero(known >= 0), np.flatnonzero(known < 0)
         if "patches" in networks:
-            patches.save(stage.weights, patches.learn(_shrunk(pixels), seed, place))
-        raw, blocks, n = [], {}, len(images)
+            learned = patches.load(before.weights) if len(kept) else patches.learn(_shrunk(pixels), seed, place)
+            patches.save(stage.weights, learned)
         for i, (name, network) in enumerate(trained(run, networks).items()):
             raw.append(stage.growing_array(f"raw{i}", (n, network.num_features)))
-            described(network, images, pixels, place, raw[i])
+            if len(kept):
+                raw[i][kept] = before.array(f"raw{i}")[known[kept]]
+                raw[i][rest] = described(network, images.take(rest), pixels[rest], place)
+            else:
+                described(network, images, pixels, place, raw[i])
             mean, directions = predict.principal(raw[i], DIRECTIONS)
             stage.save_array(f"mean{i}", mean)
             stage.save_array(f"directions{i}", directions)
@@ -270,8 +290,11 @@ def features(
             chosen = min([chosen, *blocks.values()], key=lambda columns: _loss(side_by_side[:, columns], images, seed))
         stage.save_array("features", side_by_side[:, chosen])
         names = [name for name, columns in blocks.items() if chosen.start <= columns.start < chosen.stop]
+        (stage.path / "arrays" / "side_by_side.npy").unlink()
         files.write_json(stage.path / "starts.json", names)
+        exports.write_table(stage.path / "images.csv", listed)
         stage.finish()
+        shutil.rmtree(before.path, ignore_errors=True)
     return stage.array("features"), "+".join(json.loads((stage.path / "starts.json").read_text()))
 
 

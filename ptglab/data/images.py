@@ -69,16 +69,19 @@ class ImageSet:
         """Return which images are all of one colour, bool [N]; nothing can be learned from them."""
         return decode.blank(self.images.numpy())
 
-    def subset(self, number: int, seed: int) -> "ImageSet":
-        """Return `number` rows drawn without replacement, in order; all of them for 0 or if there are no more."""
-        if not 0 < number < len(self):
-            return self
-        rows = np.sort(np.random.default_rng(seed).permutation(len(self))[:number])
+    def take(self, rows: np.ndarray) -> "ImageSet":
+        """Return the images `rows`, int64 [M], rising."""
         true = None if self.labels_true is None else self.labels_true[rows]
         files = [self.files[i] for i in rows] if self.files else ()
         originals = self.originals and self.originals._replace(rows=self.originals.rows[rows])
         return replace(self, images=self.images[rows], labels_given=self.labels_given[rows], labels_true=true,
                        ids=[self.ids[i] for i in rows], files=files, originals=originals)  # fmt: skip
+
+    def subset(self, number: int, seed: int) -> "ImageSet":
+        """Return `number` rows drawn without replacement, in order; all of them for 0 or if there are no more."""
+        if not 0 < number < len(self):
+            return self
+        return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:number]))
 
     def batches(
         self, size: int, crop: float = 1.0, interpolation: str = "bicubic", batch_size: int = 64

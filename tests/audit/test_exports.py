@@ -6,9 +6,12 @@ import hashlib
 import io
 import json
 import os
+import shlex
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
 from xml.etree import ElementTree
 
@@ -22,6 +25,7 @@ from PIL import ExifTags, Image
 from ptglab import data
 from ptglab.audit import exports
 from ptglab.detect.suspects import Suspects
+from ptglab.lab import notebooks
 from ptglab.text import unescape_formula
 
 NAMES = ["plain.png", "<img src=x onerror=alert(1)>.png", 'a,"b"\nc & d.png', "return\rhere.png",
@@ -46,7 +50,7 @@ FORMULAS = [
 SUMMARY = {"detector": "knn", "rate": 0.25, "low": 0.2, "high": 0.3, "confusions": [["قطة", "NA", 3]]}
 LEFT = {"suspects.csv", "gallery.html", "label_studio.json", "label_studio.xml", "fiftyone.csv", "summary.json"}
 TAGS = "html head meta title link style body header main div h1 p strong bdi details summary ol li label select option "
-TAGS += "input output ul a img dl dt dd br script"
+TAGS += "pre input output ul a img dl dt dd br script"
 
 
 def suspects_of(n: int, k: int = 4) -> Suspects:
@@ -175,7 +179,9 @@ def rows_of(path: Path) -> list[list]:
 
 
 def test_what_is_unreadable_duplicate_or_an_outlier_is_listed(odd, bare, tmp_path):
-    pairs, difference = np.array([[3, 9], [0, 2]]), np.array([0.01, 0.1], np.float32)
+    """Pairs that share an image are of one group; groups with a conflict come first."""
+    pairs, odd = np.array([[3, 9], [1, 5], [0, 2], [8, 0]]), replace(odd, labels_given=(np.arange(10) == 5).astype(int))
+    difference = np.array([0.01, 0.3, 0.1, 0.2], np.float32)
     score, flagged = np.linspace(1, 0, 10, dtype=np.float32), np.arange(10) % 4 == 0
     given, heads = [odd.class_names[k] for k in odd.labels_given], []
     exports.unreadable(tmp_path, odd)
@@ -183,8 +189,9 @@ def test_what_is_unreadable_duplicate_or_an_outlier_is_listed(odd, bare, tmp_pat
     exports.outliers(tmp_path, odd, score, flagged)
     for name, expected in {
         "unreadable": [["id", "reason"], ["broken.png", "not an image"]],
-        "duplicates": [["id", "given", "other_id", "other_given", "difference"],
-                       *([odd.ids[a], given[a], odd.ids[b], given[b], d] for a, b, d in [(3, 9, 0.01), (0, 2, 0.1)])],
+        "duplicates": [["group", "id", "given", "other_id", "other_given", "difference", "conflict"],
+                       *([g, odd.ids[a], given[a], odd.ids[b], given[b], d, given[a] != given[b]] for g, a, b, d in
+                         [(1, 1, 5, 0.3), (2, 0, 2, 0.1), (2, 8, 0, 0.2), (3, 3, 9, 0.01)])],
         "outliers": [["id", "given", "score"], *([odd.ids[i], given[i], float(str(score[i]))] for i in (8, 4, 0))],
     }.items():  # fmt: skip
         assert rows_of(tmp_path / f"{name}.csv") == expected
@@ -279,7 +286,8 @@ def page(odd, tmp_path) -> Page:
     """The gallery of the odd folder, two folders away from it."""
     (tmp_path / "runs" / "a: b").mkdir(parents=True)
     path = tmp_path / "runs" / "a: b" / "gallery.html"
-    exports.gallery(path, odd, suspects_of(len(odd)), "<i>my</i> & photos", "a <detector>", (0.123, 0.1, 0.15))
+    exports.gallery(path, odd, suspects_of(len(odd)), "<i>my</i> & photos", "a <detector>", (0.123, 0.1, 0.15),
+                    exports.next_steps(path.parent, odd, tmp_path / "photos & co"))  # fmt: skip
     assert [p.name for p in path.parent.iterdir()] == ["gallery.html"]
     return Page(path)
 
@@ -350,19 +358,21 @@ def served(image: str, root: Path) -> Path:
     return root / path
 
 
-def test_label_studio_tasks_of_a_folder(odd, tmp_path):
+@pytest.mark.parametrize("probable", [False, True])
+def test_label_studio_tasks_of_a_folder(odd, tmp_path, probable):
+    """The score of a prediction is how probable the suggested label is, or the detector's."""
     (tmp_path / "run").mkdir()
     frame = exports.table(odd, suspects_of(len(odd)))
     frame = frame[frame.flagged]
-    root = exports.label_studio(tmp_path / "run" / "l.json", odd, suspects_of(len(odd)), tmp_path / "photos & co")
-    assert root == tmp_path
-    tasks = json.loads((tmp_path / "run" / "l.json").read_text(encoding="utf-8"))
+    probability = np.random.default_rng(0).random(len(odd)) if probable else None
+    exports.label_studio(tmp_path / "run" / "l.json", odd, suspects_of(len(odd)), probability)
+    tasks, root = json.loads((tmp_path / "run" / "l.json").read_text(encoding="utf-8")), tmp_path
     for task, row in zip(tasks, frame.itertuples(), strict=True):
         assert (task["data"]["id"], task["data"]["given"]) == (row.id, row.given)
         assert served(task["data"]["image"], root).samefile(odd.files[row.Index])
         [prediction] = task["predictions"]
         assert prediction["model_version"] == f"ptglab {exports.__version__}"
-        assert prediction["score"] == pytest.approx(row.score)
+        assert prediction["score"] == pytest.approx(probability[row.Index] if probable else row.score)
         [result] = prediction["result"]
         assert (result["type"], result["from_name"], result["to_name"]) == ("choices", "label", "image")
         assert result["value"] == {"choices": [row.suggested.replace("\n", "\ufffd")]}
@@ -376,9 +386,9 @@ def test_label_studio_tasks_of_a_folder(odd, tmp_path):
 def test_label_studio_tasks_of_a_set_without_files(bare, tmp_path, monkeypatch):
     (tmp_path / "run 1").mkdir()
     monkeypatch.chdir(tmp_path)
-    root = exports.label_studio("run 1/label_studio.json", bare, suspects_of(60))
-    tasks = json.loads(Path("run 1/label_studio.json").read_text())
-    assert root == tmp_path and len(tasks) == suspects_of(60).flagged.sum()
+    exports.label_studio("run 1/label_studio.json", bare, suspects_of(60))
+    tasks, root = json.loads(Path("run 1/label_studio.json").read_text()), tmp_path
+    assert len(tasks) == suspects_of(60).flagged.sum()
     for task in tasks:
         shown = np.asarray(opened(served(task["data"]["image"], root).read_bytes()))
         np.testing.assert_array_equal(shown, bare.images[int(task["data"]["id"]), 0])
@@ -407,18 +417,59 @@ def test_fiftyone_table(odd, bare, tmp_path):
     assert all(Path(path).parent == tmp_path / "images" and Path(path).is_file() for path in read["filepath"])
 
 
+class FiftyOne(SimpleNamespace):
+    """What the lines in the gallery use of FiftyOne, as a module."""
+
+    def __init__(self):
+        super().__init__(samples=[], Classification=lambda label: label, launch_app=lambda dataset: self)
+        self.Sample, self.Dataset = lambda **fields: dict(fields), lambda name: self
+        self.add_sample, self.wait = self.samples.append, lambda: None
+
+
+def test_the_lines_that_load_it_into_fiftyone_keep_labels_like_na(odd, tmp_path, monkeypatch):
+    names = ["NA", "None", "null", "1.0"]
+    odd, suspects = replace(odd, class_names=names), suspects_of(len(odd))
+    exports.write(tmp_path, odd, suspects, SUMMARY, tmp_path / "photos & co")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "fiftyone", fake := FiftyOne())
+    exec(Page(tmp_path / "gallery.html").text_of("pre")[2], {})
+    for sample, row in zip(fake.samples, exports.table(odd, suspects).itertuples(), strict=True):
+        assert (sample["ground_truth"], sample["suggested"]) == (row.given, row.suggested)
+        assert os.path.samefile(sample["filepath"], odd.files[row.Index]) and sample["flagged"] == row.flagged
+
+
+def test_the_next_steps_can_be_typed(odd, bare, tmp_path, monkeypatch):
+    """In a shell, from any folder: absolute paths, quoted where need be, and parameters that notebook 7 has."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "a: $b"
+    for image_set, source, served in ((odd, "photos & co", tmp_path / "photos & co"), (bare, "digits", folder)):
+        steps = exports.next_steps("runs/a: $b", image_set, source)
+        run, lab = (shlex.split(part) for part in steps["review"].split(" && "))
+        assert run[:4] == ["ptglab", "run", "07_review_suspects", str(folder / "review.ipynb")]
+        values = notebooks.values("07_review_suspects", run[5::2])
+        assert set(run[4::2]) == {"-p"} and lab == ["jupyter", "lab", str(folder / "review.ipynb")]
+        expected = {"audit_run": str(folder), "run_dir": str(folder / "review")}
+        assert values == expected | ({"dataset": str(served)} if image_set is odd else {})
+        start, settings, load = steps["label_studio"].split("\n")
+        assert shlex.split(start)[1] == f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={served.parent}"
+        assert str(folder / "label_studio.xml") in settings and f"path {served}, then Save" in settings
+        assert load.endswith(str(folder / "label_studio.json"))
+
+
 def test_everything_is_written_at_once_in_the_place_of_links(odd, bare, tmp_path):
     (outside := tmp_path / "outside").write_text("mine")
     for name, image_set, source in (("files", odd, tmp_path / "photos & co"), ("bare", bare, "digits")):
         (folder := tmp_path / "runs" / name).mkdir(parents=True)
         for path in LEFT:
             (folder / path).symlink_to(outside)
-        root = exports.write(folder, image_set, suspects_of(len(image_set)), SUMMARY, source)
-        assert root == (tmp_path if name == "files" else tmp_path / "runs")
+        steps = exports.write(folder, image_set, suspects_of(len(image_set)), SUMMARY, source)
+        assert steps == exports.next_steps(folder, image_set, source)
         assert {p.name for p in folder.iterdir()} == LEFT | ({"images"} if name == "bare" else set())
         assert not [path for path in LEFT if (folder / path).is_symlink()] and outside.read_text() == "mine"
-        assert json.loads((folder / "summary.json").read_text()) == SUMMARY
-        assert Page(folder / "gallery.html").text_of("title") == [f"Suspects: {Path(source).name}"]
+        assert json.loads((folder / "summary.json").read_text()) == SUMMARY | {"next": steps}
+        page = Page(folder / "gallery.html")
+        assert page.text_of("title") == [f"Suspects: {Path(source).name}"]
+        assert page.text_of("pre")[:2] == [steps["review"], steps["label_studio"]]
         assert "20.0% to 30.0%" in (folder / "gallery.html").read_text(encoding="utf-8")
 
 

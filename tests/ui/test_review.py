@@ -199,12 +199,12 @@ def test_filters_choose_and_count(desk):
     filters["pair"].value = desk.widgets.filters["pair"].options[1][1]
     filters["detector"].value = "knn"
     assert filters["pair"].value == () and desk.detector == "knn"
-    total, ends = queue.total, (filters["range"].min, filters["range"].max)
+    total, ends = queue.chosen.sum(), (filters["range"].min, filters["range"].max)
     filters["range"].value = (ends[0], float(np.median(desk.suspects.score[queue.rows])))
-    assert 0 < queue.total < total
+    assert 0 < queue.chosen.sum() < total
     filters["range"].value = ends
     filters["only_flagged"].value = False
-    assert queue.total == 200
+    assert queue.chosen.sum() == 200
     press(desk, "k")
     filters["state"].value = "skipped"
     assert current(desk) == -1 and widgets.page.cards == [] and "No suspect fits" in widgets.facts.value
