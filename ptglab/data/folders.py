@@ -183,9 +183,9 @@ def listing(
         except InputError as error:
             refused[path] = error
     several = read or refused
-    if refused and not read and len(refused) == 1 and (asked or len(set(given.values())) < 2):
-        raise next(iter(refused.values()))
-    if len(read) > 1 or (not read and len(refused) > 1 and (asked or len(set(given.values())) < 2)):
+    if len(read) > 1 or (refused and not read and (asked or len(set(given.values())) < 2)):
+        if len(several) == 1:
+            raise next(iter(refused.values()))
         names = ", ".join(os.path.basename(path) for path in several)
         raise InputError(f"{folder} holds {len(several)} tables ({names}): there should be one, or name it with table "
                          f"(--table FILE); the first: {next(iter(refused.values()), 'it names images')}")  # fmt: skip
@@ -235,9 +235,7 @@ def _checked(split: Split, below: dict[str, list[str]]) -> list[str]:
         if 1 < len(words) < len(split.files) / 2:
             mend += f", perhaps those that begin the names of the files: {', '.join(words[:5])}"
     if not inner:
-        raise InputError(
-            f"{folder} has no labels: neither one sub-folder a class nor a CSV with columns id,label{mend}"
-        )
+        raise InputError(f"{folder} has no labels: neither one sub-folder a class nor a CSV id,label beside them{mend}")
     deepest, depth = folder / first, 1
     while len(inner) == 1:
         names = {path[depth] if len(path) > depth + 1 else "" for path in below.values()}

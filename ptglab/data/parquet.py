@@ -67,7 +67,7 @@ def read(
             stated = sum(rows.row_group(i).total_byte_size for i in range(parquet.num_row_groups))
             _check_size(file, max(stated, ROW * rows.num_rows))
             listed = listed or [_listed_names(file, schema, [name, *names]) for name in names]
-            found.append([_values(file, parquet, name, len(listed[0]) or MOST_CLASSES) for name in names])
+            found.append([_values(file, schema, name, len(listed[0]) or MOST_CLASSES) for name in names])
     columns = [np.concatenate(parts) for parts in zip(*found, strict=False)]  # a truth that some lack is none
     if not len(columns[0]):
         raise InputError(f"{files[0]} has no rows")
@@ -82,8 +82,8 @@ def read(
         known = {text for column in columns for text in column}
         for file in others:
             with suppress(InputError), _opened(file) as parquet:
-                name = _columns(file, parquet.schema_arrow, labels)[0]
-                known.update(map(str, _values(file, parquet, name, 0)))
+                schema = parquet.schema_arrow
+                known.update(map(str, _values(file, schema, _columns(file, schema, labels)[0], 0)))
         names = in_order(known - {""})
         number = {name: i for i, name in enumerate(names)} | {"": -1}
         given, *true = (np.array([number[text] for text in column], np.int64) for column in columns)
@@ -92,20 +92,18 @@ def read(
 
 def ids(files: list[Path]) -> list[str]:
     """Return the `path` of each image of `files`, where all have one and none has it twice; otherwise the row."""
-    found, unpacked, number = [], 0, 0
+    found, number = [], 0
     for file in files:
         with _opened(file) as parquet:
             name, number = _image_column(file, parquet.schema_arrow), number + parquet.metadata.num_rows
             kind = parquet.schema_arrow.field(name).type
-            if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
-                continue
-            for batch in parquet.iter_batches(ROWS, columns=[f"{name}.path"], use_threads=False):
-                paths = pc.struct_field(batch.column(name), "path")
-                unpacked += paths.nbytes
-                _check_size(file, unpacked)
-                if paths.null_count:
-                    break
-                found += [printable(path) for path in paths.to_pylist()]
+        if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
+            continue
+        for cells in _batches(file, name, ROWS, field=".path"):
+            paths = pc.struct_field(cells, "path")
+            if paths.null_count:
+                break
+            found += [printable(path) for path in paths.to_pylist()]
     unique = len(found) == number == len(set(found)) and all(found)
     return found if unique else [str(row) for row in range(number)]
 
@@ -139,28 +137,37 @@ def blocks(files: list[Path], wanted: np.ndarray, home: str = "") -> list[Block]
     for file in files:
         groups, begun = [], first
         with _opened(file) as parquet:
+            name = _image_column(file, parquet.schema_arrow)
             sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         for group, rows in enumerate(sizes):
             groups.append(group)
             first += rows
             if group + 1 == len(sizes) or first - begun + sizes[group + 1] > step:
                 chosen = wanted[begun:first]
-                found.append(Block(int(chosen.sum()), functools.partial(_images, file, groups, chosen, home)))
+                found.append(Block(int(chosen.sum()), functools.partial(_images, file, name, groups, chosen, home)))
                 groups, begun = [], first
     return found
 
 
-def _images(file: Path, groups: list[int], wanted: Sequence[bool], home: str) -> Iterator[io.BytesIO | str]:
+def _images(file: Path, name: str, groups: list[int], wanted: Sequence[bool], home: str) -> Iterator[io.BytesIO | str]:
     """Yield the `wanted` image files of row groups, in order, ROWS at a time in memory; a missing one is empty."""
+    row = 0
+    for images in _batches(file, name, ROWS, groups):
+        chosen = images.filter(pa.array(wanted[row : row + len(images)]))
+        row += len(images)
+        yield from (_image(cell, file, home) for cell in chosen.to_pylist())
+
+
+def _batches(file: Path, name: str, rows: int, groups: list[int] | None = None, field: str = "") -> Iterator[pa.Array]:
+    """Yield a column, or a field of it, `rows` at a time; raise InputError if the file is damaged, or is too much."""
     with _opened(file) as parquet:
-        name, unpacked, row = _image_column(file, parquet.schema_arrow), 0, 0
-        for batch in parquet.iter_batches(ROWS, groups, [name], use_threads=False):
-            images = batch.column(name)
-            unpacked += max(images.nbytes, ROW * len(images))
+        unpacked = 0
+        for batch in parquet.iter_batches(rows, groups, [name + field], use_threads=False):
+            cells = batch.column(name)
+            cells = cells.dictionary_decode() if pa.types.is_dictionary(cells.type) else cells
+            unpacked += max(cells.nbytes, ROW * len(cells))
             _check_size(file, unpacked)
-            chosen = images.filter(pa.array(wanted[row : row + len(images)]))
-            row += len(images)
-            yield from (_image(cell, file, home) for cell in chosen.to_pylist())
+            yield cells
 
 
 def _image(cell: object, file: Path, home: str) -> io.BytesIO | str:
@@ -226,26 +233,21 @@ def _kind(of: pa.DataType) -> str:
     return "bytes of its own" * (pa.types.is_binary(of) or pa.types.is_large_binary(of))
 
 
-def _values(file: Path, parquet: pq.ParquetFile, name: str, classes: int) -> np.ndarray:
+def _values(file: Path, schema: pa.Schema, name: str, classes: int) -> np.ndarray:
     """Return a label column as int64 [N], -1 where it is missing, or of texts [N], "" where it is missing.
 
     Raises InputError if it holds anything else, or numbers that are no class.
     """
-    kind, where = parquet.schema_arrow.field(name).type, f"label column '{name}' of {file}"
+    kind, where = schema.field(name).type, f"label column '{name}' of {file}"
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     if not (text or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise InputError(f"{where} holds {str(kind)[:60]}, neither texts nor whole numbers from 0")
-    kind, parts, unpacked = kind if text or pa.types.is_integer(kind) else pa.float64(), [], 0
-    for batch in parquet.iter_batches(ROWS if text else ROWS << 8, columns=[name], use_threads=False):
-        column = batch.column(name)
-        column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-        unpacked += column.nbytes
-        _check_size(file, unpacked)
-        parts.append(column.to_pylist() if text else column.cast(kind))
     if text:
-        return np.array([printable((value or "").strip()) for part in parts for value in part], object)
-    column = pa.chunked_array(parts, kind)
+        return np.array([printable((v or "").strip()) for part in _batches(file, name, ROWS) for v in part.to_pylist()],
+                        object)  # fmt: skip
+    kind = kind if pa.types.is_integer(kind) else pa.float64()
+    column = pa.chunked_array([part.cast(kind) for part in _batches(file, name, ROWS << 8)], kind)
     missing = column.is_null(nan_is_null=True).to_numpy()
     values = np.where(missing, 0, column.fill_null(0).to_numpy())
     missing |= values == -1

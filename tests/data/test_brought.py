@@ -104,7 +104,7 @@ OTHER = [f"{c}/{s[1:]}{s}" for s in SUFFIXES for c in ("cat", "dog")]
 KINDS = {  # kind: (how it is made, what is given to load, {id: label} expected, words of a note)
     # folders
     "splits in any case": (splits("Training", "VAL", "Testing"), {}, of("Training"), "2 in the split val"),
-    "split val by another name": (splits("train", "valid"), {"split": "validation"}, of("valid", 1), "in the split tra"),
+    "split val by another name": (splits("train", "valid"), {"split": "validation"}, of("valid", 1), "the split tr"),
     "the only held-out split is the test": (splits("train", "Validation"), {"split": "test"}, of("Validation", 1), ""),
     "all splits": (splits("train", "eval"), {"split": "all"}, of("train") | of("eval", 1), "4 files seen = 4 used"),
     "a class called train": (lambda f: plant(f, ["train/1.png", "bus/2.png"]), {}, {"bus/2.png": "bus",
