@@ -91,7 +91,7 @@ def execute(notebook: str, out: Path, values: dict) -> None:
         raise InputError("papermill is not installed, which executes notebooks: pip install 'ptglab[lab]'")
     if os.environ.pop(PARENT_ON_STDIN, ""):
         threading.Thread(target=_end_with_parent, daemon=True).start()
-    if out.is_dir() or str(out) != str(out).encode("utf-8", "replace").decode():
+    if os.path.isdir(out) or str(out) != str(out).encode("utf-8", "replace").decode():
         raise InputError(f"cannot write {out}: it must be a file, and its name UTF-8")
     with writing("temporary files, for which TMPDIR names a folder", every=True):
         near = "/tmp" if len(os.fsencode(tempfile.gettempdir())) > 70 else None  # sockets' paths have 107 bytes at most

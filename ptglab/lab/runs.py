@@ -204,6 +204,8 @@ class Run:
 
     def _mapped(self, path: Path, mode: str) -> np.ndarray:
         """Return an array on disk, mapped; arrays of Python objects are refused."""
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: delete {self.path} and run again")
         try:
             np.lib.format.open_memmap(path, "r")  # "r+" would fill up a file that is too short
             return np.lib.format.open_memmap(path, mode)
