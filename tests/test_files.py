@@ -102,7 +102,7 @@ def test_place_on_the_disk_is_taken(tmp_path):
 
 
 def test_a_table_comes_back_as_it_was(tmp_path):
-    texts = ["né, plain", "=1+1", "'=x", "-", None, 'a "b"\nc']
+    texts = ["né, plain", "=1+1", "'=x", "a;=1+1;'-2", None, 'a "b"\nc']
     table = pd.DataFrame({"epoch": range(6), "accuracy": [0.1 + 0.2, np.nan, 1, 2, 3, 4], "recipe": texts})
     table.index += 7
     files.write_csv(tmp_path / "a.csv", table)

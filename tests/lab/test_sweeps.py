@@ -171,9 +171,16 @@ def test_texts_of_cells_are_gathered_without_a_second_escape(planned, tmp_path):
 
 def test_the_board_says_every_end_of_a_cell_and_failures_again(shared, tmp_path, capsys):
     end(tmp_path / shared[0].name)
-    board.plan("A [b]title", shared, tmp_path, 2)
+    board.plan("A [b]title\x1b[0m", shared, tmp_path, 2)
     said = capsys.readouterr().out
-    for words in ("A [b]title: 5 executions", shared[3].name, "shared by 2 cells", "finished", "to run", "unknown"):
+    for words in (
+        "A [b]title\\x1b[0m: 5 executions",
+        shared[3].name,
+        "shared by 2 cells",
+        "finished",
+        "to run",
+        "unknown",
+    ):
         assert words in said, words
     ends = [("skipped", 0, ""), ("started", 0, ""), ("finished", 12.4, ""), ("failed", 3.0, "ValueError: no")]
     events = [sweeps.Event(cell, *end) for cell, end in zip(shared, ends, strict=False)]
