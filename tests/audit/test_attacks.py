@@ -246,7 +246,9 @@ def test_a_users_own_kernel_is_not_used_and_that_is_said(tmp_path, monkeypatch, 
     (tmp_path / "kernels" / "python3").mkdir(parents=True)
     (tmp_path / "kernels" / "python3" / "kernel.json").write_text(json.dumps(kernel))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    monkeypatch.setattr(os, "access", lambda *_: False)  # nor can the home be written
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    access, home = os.access, os.path.expanduser("~")  # which cannot be written either
+    monkeypatch.setattr(os, "access", lambda path, *mode: path != home and access(path, *mode))
     names = ("MPLCONFIGDIR", "NUMBA_CACHE_DIR", "IPYTHONDIR")
     body = f"import os, sys\nprint(sys.executable, *(os.path.isdir(os.environ[n]) for n in {names}))"
     notebook = write_notebook(tmp_path / "mine.ipynb", "seed = 0  # any\n", body)
