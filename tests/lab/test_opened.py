@@ -108,7 +108,7 @@ def test_opening_mutated_run_folders(sent, few, tmp_path, monkeypatch):
             wrong.append((number, what, "", "it was opened"))
         shutil.rmtree(path)
     assert not wrong, "\n".join(map(str, [len(wrong), *wrong]))
-    assert refusals > 4 * mutated.MANY
+    assert refusals > 3 * mutated.MANY  # most changes concern one way of opening alone
 
 
 @pytest.mark.parametrize("epoch", ["4", "-1", "99999999999999999999"])
