@@ -35,7 +35,7 @@ def test_lines_draw_mean_and_band(ax):
     assert band.get_paths()[0].get_extents().y0 == pytest.approx(20 - 20 / 2**0.5)  # a sample's standard deviation
     figures.lines(ax, {"b": ([1, 2], [[0.1, 0.2]])}, "x", "y", percent=True)
     assert len(ax.collections) == 1  # of a single repeat there is none
-    assert [t.get_text() for t in ax.texts] == ["a"]
+    assert [t.get_text() for t in ax.texts] == ["a", "b"]
 
 
 def test_end_labels_do_not_overlap(ax):
