@@ -13,12 +13,14 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from ptglab import __version__, files, stopping
 from ptglab.errors import InputError
 from ptglab.lab import notebooks
+from ptglab.text import printable
 
 PACKAGES = ["torch", "torchvision", "numpy", "scikit-learn", "papermill", "distributed", "jupyterlab", "ipywidgets",
             "umap-learn"]  # fmt: skip
@@ -105,7 +107,7 @@ def run(notebook: str, out: Path, parameter: tuple[str, ...]) -> None:
     Parameters are checked before anything starts: an unknown name, or a value of another type, is an error.
     """
     notebooks.execute(notebook, out, notebooks.values(notebook, parameter))
-    print(out)
+    print(printable(out))
 
 
 @cli.command(
@@ -140,7 +142,7 @@ def sweep(spec: str, out: Path | None, jobs: int, dask: str, dry_run: bool, para
         board.plan(read.title, cells, out, jobs)
         return
     failed = board.watch(read.title, sweeps.run(cells, out, jobs, dask), cells, out, jobs)
-    print(f"\nresults   {out / 'results.csv'}\ncells     {out / 'cells'}")
+    print(f"\nresults   {printable(out / 'results.csv')}\ncells     {printable(out / 'cells')}")
     sys.exit(min(100, failed))
 
 
@@ -167,12 +169,17 @@ def doctor() -> None:
         root = data.root()
         found = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
         holds = f"holds {', '.join(found[:8])}" if found else "is empty or not there; digits need nothing"
-        table.add_row("data root", f"{root.resolve()} {holds}")
+        table.add_row("data root", safe(f"{root.resolve()} {holds}"))
     except InputError as error:
         problems.append(str(error))
     table.add_row("free disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GB here")
     Console().print(table)
-    print("\n".join(f"missing: {problem}" for problem in problems) or "nothing is missing")
+    print("\n".join(f"missing: {printable(problem)}" for problem in problems) or "nothing is missing")
+
+
+def safe(text: object) -> str:
+    """Return `text` as rich shows it: no part of it is markup, or a command to the terminal."""
+    return escape(printable(text))
 
 
 def _print_results(out: Path) -> None:
@@ -180,7 +187,7 @@ def _print_results(out: Path) -> None:
     from ptglab.lab import runs
 
     frame = runs.Run(out).results()
-    table = Table(title=f"{frame['noise'][0]} noise, nominal {frame['noise_rate'][0]:.0%}, "
+    table = Table(title=f"{safe(frame['noise'][0])} noise, nominal {frame['noise_rate'][0]:.0%}, "
                         f"effective {frame['effective_rate'].mean():.1%}; {frame['seed'].nunique()} noise seeds; "
                         f"{frame['n_train'][0]:,} images; percent, mean ± sample standard deviation")  # fmt: skip
     measures = ("accuracy_last", "accuracy_best", "accuracy_selected", "f1", "balanced_accuracy")
@@ -189,8 +196,8 @@ def _print_results(out: Path) -> None:
     for (init, mode), group in frame.groupby(["init", "mode"], sort=False):
         for row, (detector, rows) in enumerate(group.groupby("detector", sort=False)):
             cells = [f"{100 * rows[m].mean():.1f} ± {100 * rows[m].std():.1f}" for m in measures]
-            first = [init, mode, *cells[:3]] if row == 0 else [""] * 5
-            table.add_row(*first, detector, *cells[3:])
+            first = [safe(init), safe(mode), *cells[:3]] if row == 0 else [""] * 5
+            table.add_row(*first, safe(detector), *cells[3:])
     Console(width=max(118, Console().width)).print(table)
 
 
@@ -232,8 +239,8 @@ def main() -> None:
         with files.writing("here"):
             cli(prog_name="ptglab", standalone_mode=False)
     except (InputError, click.ClickException) as error:
-        message = error.format_message() if isinstance(error, click.ClickException) else error
-        print(f"ptglab: {message}", file=sys.stderr)
+        lines = error.format_message().split("\n") if isinstance(error, click.ClickException) else [error]
+        print("ptglab:", "\n".join(map(printable, lines)), file=sys.stderr)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         print(f"ptglab: {stopping.LINE}", file=sys.stderr)

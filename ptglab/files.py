@@ -2,10 +2,12 @@
 
 import csv
 import errno
+import io
 import json
 import os
 import re
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -15,7 +17,7 @@ from typing import IO, TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from ptglab.errors import InputError
-from ptglab.text import escape_formula, unescape_formula
+from ptglab.text import escape_formula, printable, unescape_formula
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,11 +29,17 @@ REFUSALS = {  # what a person can mend, in their words
     errno.EFBIG: f"a file would be larger than is allowed there; raise the limit and {GO_ON}",
     errno.EROFS: "it can only be read; give a folder that can be written",
     errno.ENAMETOOLONG: "the name is too long; give a shorter one",
+    errno.EISDIR: "a folder stands where a file should; delete it, or give another",
+    errno.ELOOP: "a link stands where a file should; delete it, or give another folder",
     **dict.fromkeys((errno.EACCES, errno.EPERM), "Permission denied; give another folder, or change its permissions"),
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file stands where a folder should; delete it, or give another"),
 }
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # file systems without locks
 MAX_TABLE = 1 << 28  # bytes of a CSV or a list of labels: millions of lines
+MAX_JSON = 1 << 24  # bytes of a file of JSON; ours have some kilobytes
+MAX_ENTRIES = 1_000_000  # files and folders in the folder of a run or a sweep
+OURS = re.compile(r"\..+\.\d+\.ptglab\.tmp")  # what `write` writes until it is whole
+NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # nor waiting for the other end of a pipe
 PATIENCE = 5.0  # seconds for a kernel whose parent was killed, which it looks for every second
 
 
@@ -40,7 +48,7 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
 
     Until then an earlier file stays. Raises InputError if the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.ptglab.tmp")
     try:
         with writing(path.parent):
             save(temporary)
@@ -67,12 +75,63 @@ def write_csv(path: Path, table: "pd.DataFrame") -> None:
     write(path, lambda temporary: safe.to_csv(temporary, lineterminator="\n", **options))
 
 
+def read(path: Path, most: int = MAX_TABLE) -> bytes:
+    """Return the bytes of a file. Raises InputError for a link, a pipe or a device, and for more than `most` bytes."""
+    with writing(path.parent), open(path, "rb", opener=own) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path} is no plain file: delete it")
+        if status.st_size > most:
+            raise InputError(f"{path} has {status.st_size:,} bytes, more than the {most:,} that it may have")
+        return file.read()
+
+
+def read_json(path: Path, most: int = MAX_JSON) -> object:
+    """Return what a file of JSON holds. Raises ValueError if it holds none, and InputError as `read` does."""
+    try:
+        return json.loads(read(path, most))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
 def read_csv(path: Path) -> "pd.DataFrame":
-    """Return a table that `write_csv` wrote: texts without their escapes, gaps as NaN."""
+    """Return a table that `write_csv` wrote: texts without their escapes, gaps as NaN.
+
+    Raises InputError for a file that is no table, or not a plain file.
+    """
     import pandas as pd
 
-    table = pd.read_csv(path, dtype={"commit": str})  # a commit may be all digits
+    try:
+        table = pd.read_csv(io.BytesIO(read(path)), dtype={"commit": str})  # a commit may be all digits
+    except (ValueError, OverflowError) as error:  # pandas' own errors are ValueErrors
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is no table ({why}): delete it and run again") from None
     return table.map(lambda value: unescape_formula(value) if isinstance(value, str) else value)
+
+
+def own(path: str, flags: int) -> int:
+    """Open a file as `open` does that is given this as its opener, but follow no link and wait for no pipe."""
+    return os.open(path, flags | NO_LINK, 0o666)
+
+
+def check_plain(folder: Path) -> None:
+    """Raise InputError unless everything below `folder` is a plain file or a folder, and there is not too much of it.
+
+    A run folder may come from anybody: through a link in it, a run would write into files elsewhere, and a pipe would
+    keep it waiting. `folder` itself may be a link, or missing.
+    """
+    waiting, count = [folder], 0
+    while waiting:
+        with suppress(FileNotFoundError, NotADirectoryError), writing(folder), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                count += 1
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif not entry.is_file(follow_symlinks=False) and os.path.lexists(entry.path):
+                    what = "a link" if entry.is_symlink() else "no plain file"
+                    raise InputError(f"{entry.path} is {what}, and a run would write or read through it: delete it")
+                if count > MAX_ENTRIES:
+                    raise InputError(f"{folder} holds more than {MAX_ENTRIES:,} files: give a folder of its own")
 
 
 @contextmanager
@@ -105,10 +164,15 @@ def small_enough(table: Path) -> Path:
 
 
 def drop_torn(folder: Path) -> None:
-    """Delete what `write` left half-written below `folder` when it was killed; nobody else may be writing there."""
-    for path in folder.rglob(".*.tmp"):
-        with suppress(OSError):
-            path.unlink()
+    """Delete what `write` left half-written below `folder` when it was killed; nobody else may be writing there.
+
+    Nothing below a folder inside it that has a lock of its own: another process may be at work there.
+    """
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not os.path.lexists(os.path.join(place, name, ".lock"))]
+        for name in filter(OURS.fullmatch, names):
+            with suppress(OSError):
+                os.unlink(os.path.join(place, name))
 
 
 def lock(folder: Path, what: str, patience: float = 0.0, shared: bool = False) -> AbstractContextManager:
@@ -125,14 +189,17 @@ def lock(folder: Path, what: str, patience: float = 0.0, shared: bool = False) -
         try:
             locked = held.acquire(timeout=patience)
         except Timeout:
-            name = holder.read_text(errors="replace").strip() if holder.exists() else "its name is lost"
+            name = "its name is lost"
+            with suppress(OSError, InputError):
+                name = printable(read(holder, 1000).decode(errors="replace").strip())
             raise InputError(f"another {what} is at work in {folder}: {name}") from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
             locked = nullcontext()
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
+        with open(holder, "w", opener=own) as file:
+            file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
     return locked
 
 

@@ -80,6 +80,12 @@ def test_a_mistake_that_a_notebook_finds_is_one_line_too(tmp_path):
     assert len([line for line in done.stderr.splitlines() if line.startswith("ptglab:")]) == 1
 
 
+def test_what_is_printed_commands_no_terminal_and_is_no_markup(run):
+    status, out, error = run("run", "no\x1b]0;x\x07[red]", "out.ipynb")
+    assert status == 2 and not out and "\x1b" not in error and "[red]" in error
+    assert cli.safe("\x1b[31m[red]") == "\\x1b[31m\\[red]"
+
+
 def test_an_interruption_is_one_line_and_exit_130(run, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt

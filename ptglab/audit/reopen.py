@@ -3,7 +3,6 @@
 A folder can be opened if its notebook left `suspects.csv` beside its parameters: 4, 6 (`ptglab audit`) and 9 do.
 """
 
-import json
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -209,7 +208,8 @@ def read(folder: str | Path, dataset: str = "") -> Findings:
     check(given, **stored)
     detector = params.get("detector", "stored")
     with suppress(OSError, ValueError, TypeError):  # no summary, or a damaged one
-        detector = dict(json.loads((run.path / "summary.json").read_text(encoding="utf-8"))).get("detector") or detector
+        decided = dict(files.read_json(run.path / "summary.json")).get("detector")
+        detector = decided if decided in label_errors.DETECTORS else detector
     return Findings(run.path, source, replace(images, labels_given=given), suspects, detector, stored)
 
 

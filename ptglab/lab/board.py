@@ -10,21 +10,23 @@ from tqdm import tqdm
 
 from ptglab.lab import sweeps
 from ptglab.lab.spec import Cell
+from ptglab.text import printable
 
 
 def plan(title: str, cells: list[Cell], out: Path, jobs: int) -> None:
     """Print the cells of a sweep, what they share, and how long the unfinished ones will take."""
     sharing = Counter(name for cell in cells for name in cell.needs)
-    print(f"{title}: {len(cells):,} executions, {sum(c.finished(out) for c in cells):,} of them finished in {out}")
+    finished = sum(cell.finished(out) for cell in cells)
+    print(printable(f"{title}: {len(cells):,} executions, {finished:,} of them finished in {out}"))
     for cell in cells:
         shared = f", shared by {sharing[cell.name]} cells" if cell.name in sharing else ""
-        print(f"  {cell.name}  {cell.notebook}, {'finished' if cell.finished(out) else 'to run'}{shared}")
+        print(f"  {cell.name}  {printable(cell.notebook)}, {'finished' if cell.finished(out) else 'to run'}{shared}")
     print(f"estimate: {duration(sweeps.estimate(cells, out, jobs))} with {jobs} at a time")
 
 
 def watch(title: str, events: Iterable[sweeps.Event], cells: list[Cell], out: Path, jobs: int) -> int:
     """Show `events` as they come, report what failed, and return how many cells did."""
-    count, failed = Counter(), []
+    count, failed, title = Counter(), [], printable(title)
     with tqdm(total=len(cells), desc=title, unit=" cells", disable=not sys.stderr.isatty()) as bar:
         for event in events:
             count[event.state] += 1
@@ -32,14 +34,15 @@ def watch(title: str, events: Iterable[sweeps.Event], cells: list[Cell], out: Pa
                 failed.append(event)
             if event.state not in ("started", "skipped"):
                 took = f"in {event.seconds:.0f} s" if event.seconds else ""
-                bar.write(f"{event.state} {event.cell.name} {took} {event.error}".rstrip(), file=sys.stdout)
+                words = f"{event.state} {event.cell.name} {took} {printable(event.error)}"
+                bar.write(words.rstrip(), file=sys.stdout)
                 sys.stdout.flush()
-            bar.update(event.state != "started")
+            bar.update(event.state not in ("started", "again"))
             bar.set_postfix_str(f"{duration(sweeps.estimate(cells, out, jobs))} left")
     print(f"{title}: {count['finished']} finished now, {count['skipped']} before, {len(failed)} failed")
     for event in failed:
         where = "" if event.state == "blocked" else f"; see {out / event.cell.name / 'log.txt'}"
-        print(f"failed: {event.cell.name} ({event.cell.notebook}): {event.error}{where}")
+        print(printable(f"failed: {event.cell.name} ({event.cell.notebook}): {event.error}{where}"))
     return len(failed)
 
 

@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, which can be told apart with any colour vision; eve
 marker, and a label beside it. `caption` writes the parameters that made a figure below it.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -59,7 +60,12 @@ def caption(figure: Figure, **params) -> None:
 def short(name: str, most: int = 16) -> str:
     """Return a name on one line, cut to `most` characters, in letters matplotlib can draw, no part of it a formula."""
     name = " ".join(name.encode("utf-8", "backslashreplace").decode().split())
-    return (name if len(name) <= most else name[: most - 1] + "…").replace("$", "\\$")
+    return plain(name if len(name) <= most else name[: most - 1] + "…")
+
+
+def plain(text: str) -> str:
+    """Return a text no part of which is a formula to matplotlib; what `short` returns stays as it is."""
+    return re.sub(r"(?<!\\)\$", r"\\$", text.encode("utf-8", "backslashreplace").decode())
 
 
 def gallery(
@@ -71,6 +77,7 @@ def gallery(
     """
     if max(map(len, captions), default=0) > 14:
         captions = [text.replace(" → ", "\n→ ") for text in captions]
+    captions = [plain(text) for text in captions]
     marked = list(marked) or [False] * len(captions)
     for ax in axes.flat:
         ax.axis("off")
@@ -85,7 +92,7 @@ def transition(ax: Axes, matrix: np.ndarray, class_names: Sequence[str]) -> Axes
     """Draw a noise transition matrix [K, K], row true, column given; in percent, written out for up to 20 classes."""
     few = len(class_names) <= 20
     texts = np.vectorize(lambda p: "" if p < 0.005 or np.isnan(p) else f"{100 * p:.0f}")(matrix)
-    names = list(class_names) if few else "auto"
+    names = [short(name) for name in class_names] if few else "auto"
     _heatmap(ax, 100 * matrix, texts if few else False, names, names, "percent of the true class",
              vmin=0, vmax=100, square=True, linewidths=0.5 * few)  # fmt: skip
     ax.set(xlabel="given label", ylabel="true class")
@@ -147,14 +154,15 @@ def scores(ax: Axes, score: np.ndarray, flagged: np.ndarray, xlabel: str) -> Axe
 def lines(ax: Axes, series: Mapping[str, tuple], xlabel: str, ylabel: str, percent: bool = False) -> Axes:
     """Draw {name: (x [E], y [E] or [S, E])}, each name at the end of its line.
 
-    Of S repeats the mean is drawn, with a band of one standard deviation. `percent`: y are shares, shown in percent.
+    Of S repeats the mean is drawn, with a band of one sample standard deviation. `percent`: y are shares, shown in %.
     """
     drawn = {}
     for (name, (x, y)), look in zip(series.items(), _looks(series), strict=True):
         x, y = np.asarray(x), np.atleast_2d(np.asarray(y, float)) * (100 if percent else 1)
-        mean, deviation = y.mean(0), y.std(0)
+        mean = y.mean(0)
         [drawn[name]] = ax.plot(x, mean, linewidth=2, **look | {"marker": ""})
         if len(y) > 1:
+            deviation = y.std(0, ddof=1)
             ax.fill_between(x, mean - deviation, mean + deviation, color=look["color"], alpha=0.2, linewidth=0)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -254,7 +262,7 @@ def embedding(ax: Axes, xy: np.ndarray, labels: np.ndarray, class_names: Sequenc
         medians = np.array([np.median(xy[labels == k], axis=0) for k in present])
         box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
         for k, place in zip(present, _spread(medians, np.ptp(xy, axis=0)), strict=True):
-            ax.text(*place, class_names[k], ha="center", va="center", fontsize=9, fontweight="bold", color=INK,
+            ax.text(*place, plain(class_names[k]), ha="center", va="center", fontsize=9, fontweight="bold", color=INK,
                     bbox=box)  # fmt: skip
     ax.set_title(title, fontsize=11)
     ax.set_axis_off()
@@ -278,7 +286,7 @@ def _label_ends(ax: Axes, drawn: Mapping[str, Line2D]) -> Axes:
         end = line.get_xydata()[-1]
         height = points * ax.transData.transform(end)[1]
         lowest = max(height, lowest)
-        ax.annotate(name, end, (8, lowest - height), textcoords="offset points", color=line.get_color(),
+        ax.annotate(plain(name), end, (8, lowest - height), textcoords="offset points", color=line.get_color(),
                     va="center", fontsize=9, annotation_clip=False)  # fmt: skip
         lowest += 13
     return _plain(ax)

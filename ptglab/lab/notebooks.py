@@ -5,6 +5,7 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -14,10 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from ptglab.errors import InputError, one_of
-from ptglab.files import GO_ON, writing
+from ptglab.files import GO_ON, write, writing
 from ptglab.text import printable
 
 NOT_IDENTITY = {"run_dir", "device", "devices"}  # parameters that do not change what a run computes
+# Where packages keep files of their own; HOME itself stays: weights that were downloaded are read from there.
+HOMES = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "MPLCONFIGDIR", "NUMBA_CACHE_DIR")
 PARENT_ON_STDIN = "PTGLAB_PARENT_ON_STDIN"  # set by a sweep, whose cells die with it
 
 
@@ -88,30 +91,65 @@ def execute(notebook: str, out: Path, values: dict) -> None:
         raise InputError("papermill is not installed, which executes notebooks: pip install 'ptglab[lab]'")
     if os.environ.pop(PARENT_ON_STDIN, ""):
         threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # the kernel's debugger, about frozen modules
+    if os.path.isdir(out) or str(out) != str(out).encode("utf-8", "replace").decode():
+        raise InputError(f"cannot write {out}: it must be a file, and its name UTF-8")
+    with writing("temporary files, for which TMPDIR names a folder", every=True):
+        near = "/tmp" if len(os.fsencode(tempfile.gettempdir())) > 70 else None  # sockets' paths have 107 bytes at most
+        folder = tempfile.TemporaryDirectory(prefix="ptglab-", dir=near, ignore_cleanup_errors=True)
+    with folder as place:
+        with writing(out, every=True):
+            out.parent.mkdir(parents=True, exist_ok=True)
+        _execute(notebook, out, values, Path(place))
+
+
+def _kernel(place: Path) -> type:
+    """Return the class that starts kernels: of this Python, importing nothing from the working folder.
+
+    Images lie there, and modules beside them are not ours to run. Another kernel that the user calls `python3` is not
+    used, which is said. Where the home cannot be written, packages keep what they must in `place`.
+    """
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+
+    with suppress(Exception):  # there is none, or a damaged one
+        named = KernelSpecManager().get_kernel_spec("python3")
+        if named.argv[0] != "python" and os.path.dirname(named.argv[0]) != os.path.dirname(sys.executable):
+            said = f"the kernel python3 in {named.resource_dir} is not used: notebooks run by {sys.executable}"
+            print(printable(said), file=sys.stderr)
+    environment = {"PYTHONSAFEPATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # its debugger, about frozen modules
+    if not os.access(os.path.expanduser("~"), os.W_OK):
+        environment |= dict.fromkeys(HOMES, str(place))
+    command = [sys.executable, "-P", "-m", "ipykernel", "-f", "{connection_file}", "--IPKernelApp.ignore_cwd=True"]
+
+    class Kernel(AsyncKernelManager):
+        kernel_spec = KernelSpec(argv=command, env=environment)
+
+    return Kernel
+
+
+def _execute(notebook: str, out: Path, values: dict, place: Path) -> None:
+    """Execute a notebook, working in the folder `place`; see `execute`."""
     import papermill
     from traitlets.config import Config
 
-    source, running = str(notebook_path(notebook)), out.with_name(f".running-{out.name}")
+    source, running = str(notebook_path(notebook)), place / "notebook.ipynb"
     # papermill fills parameters into names in braces; these are names of files
     literal = [path.replace("{", "{{").replace("}", "}}") for path in (source, str(running))]
-    near = "/tmp" if len(os.fsencode(tempfile.gettempdir())) > 70 else None  # paths of sockets have 107 bytes at most
+    files = {"transport": "ipc", "ip": f"{place}/kernel", "connection_file": f"{place}/kernel.json"}  # no open ports
     try:
-        with writing(out, every=True), tempfile.TemporaryDirectory(prefix="ptglab-", dir=near) as sockets:
-            out.parent.mkdir(parents=True, exist_ok=True)
+        with writing(place, every=True):
             papermill.execute_notebook(
-                *literal, values, kernel_name="python3", progress_bar=False,
-                stdout_file=sys.stdout, stderr_file=sys.stderr,
-                config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),  # no open ports
+                *literal, values, kernel_name="python3", kernel_manager_class=_kernel(place), progress_bar=False,
+                stdout_file=sys.stdout, stderr_file=sys.stderr, config=Config(KernelManager=files),
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # a stopped kernel complains about its sockets
             )  # fmt: skip
-            running.replace(out)
+        _keep(running, out)
     except papermill.PapermillExecutionError as error:
         if error.ename in ("Stopped", "KeyboardInterrupt"):
             raise KeyboardInterrupt from None
         if error.ename == "InputError":  # nothing was done: an earlier copy stays
             raise InputError(error.evalue) from None
-        running.replace(failed := out.with_name(f"failed-{out.name}"))
+        _keep(running, failed := out.with_name(f"failed-{out.name}"))
         raise InputError(f"{error.ename}: {error.evalue} (cell {error.exec_count} of {failed})") from None
     except KeyboardInterrupt:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would report the task that was stopped
@@ -121,9 +159,12 @@ def execute(notebook: str, out: Path, values: dict) -> None:
             raise
         raise InputError(f"the kernel of {notebook} died{_where(running)}: it was killed, or the machine's memory was "
                          f"full; {GO_ON}") from None  # fmt: skip
-    finally:
-        with suppress(OSError):
-            running.unlink()
+
+
+def _keep(running: Path, out: Path) -> None:
+    """Put the executed copy at `out`, whole."""
+    with writing(out, every=True):
+        write(out, lambda temporary: shutil.copyfile(running, temporary))
 
 
 def _end_with_parent() -> None:
@@ -153,6 +194,8 @@ def values(notebook: str, given: Iterable[str]) -> dict:
         name, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"'{printable(text)}' is no parameter: write it as NAME=VALUE")
+        if name == "run_dir" and values.get(name, value) != value:
+            raise InputError(f"run_dir is given twice, as {values[name]} and as {value}: give --out alone")
         kind = type(declared.get(name, ""))
         try:
             values[name] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)

@@ -7,12 +7,15 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import torch
+from pandas.api.types import is_numeric_dtype
+from safetensors import SafetensorError, safe_open
 
 from ptglab import files
 from ptglab.errors import InputError, one_of
@@ -28,27 +31,45 @@ RESULT_COLUMNS = [
     "f1", "balanced_accuracy", "auroc", "average_precision", "seconds_pretrain", "seconds_finetune", "seconds_detect",
     "device", "torch_version", "commit",
 ]  # fmt: skip
+TEXTS = {"noise", "detector", "dataset", "labels", "backbone", "init", "mode", "loss", "recipe", "device",
+         "torch_version", "commit"}  # fmt: skip
+OPENED_BY = {"dataset": str, "labels": str, "seed": int, "subset": int, "image_size": int, "budget": str,
+             "detector": str}  # fmt: skip
+MADE_BY_START = (".lock", ".lock.txt", "params.json", "environment.json", "fingerprint.txt", "unreadable.csv")
 
 
 class Run:
     """A folder with `params.json`, `metrics.jsonl`, `model.safetensors`, `arrays/`, `results.csv`, `figures/`.
 
     A stage is a run folder inside a run folder; a finished one carries the marker `done`. `lock` is the lock of a run
-    that was started here, held for as long as a Run refers to it.
+    that was started here, held for as long as a Run refers to it. A folder that holds links, pipes or the like is
+    refused, see `files.check_plain`.
     """
 
     def __init__(self, path: str | Path, lock: object = None):
         self.path, self.lock = Path(path), lock
+        files.check_plain(self.path)
 
     @property
     def params(self) -> dict:
-        """The parameters the run was started with. Raises InputError if there is no run here, or they are damaged."""
+        """The parameters the run was started with. Raises InputError if there is no run here, or they are damaged.
+
+        They are texts, numbers and truth values, and those in OPENED_BY have its types and are not negative.
+        """
         path = self.path / "params.json"
         try:
-            return dict(json.loads(path.read_text()))
+            found = files.read_json(path)
+            if not isinstance(found, dict) or not all(map(_scalar, found.values())):
+                raise ValueError
+            for name, kind in OPENED_BY.items():
+                if type(value := found.get(name)) not in (kind, type(None)) or (kind is int and (value or 0) < 0):
+                    raise ValueError
+            return found
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"no run at {self.path}: execute the notebook that makes it first") from None
-        except (ValueError, TypeError):
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"{path} is damaged: delete {self.path} and run again, or that file alone if you are sure "
                              "with which parameters the rest was made") from None  # fmt: skip
 
@@ -63,7 +84,7 @@ class Run:
 
     @property
     def done(self) -> bool:
-        return (self.path / "done").exists()
+        return (self.path / "done").is_file()
 
     def finish(self) -> None:
         """Mark the run finished and delete its checkpoints."""
@@ -86,16 +107,30 @@ class Run:
         SIGINT and SIGTERM, and InputError if the disk is full or an earlier record is damaged.
         """
         path = self.path / "metrics.jsonl"
-        if path.exists() and not (content := path.read_bytes()).endswith(b"\n"):  # a kill tore the last record
+        self._check_checkpoints(epochs)
+        if path.exists() and not (content := files.read(path)).endswith(b"\n"):  # a kill tore the last record
             write(path, lambda temporary: temporary.write_bytes(content[: content.rfind(b"\n") + 1]))
         before = self.records().to_dict("records")  # damage is better found before than after
         with stoppable(), live.watch(title, epochs, before) as show:
             for record in steps:
-                with files.writing(self.path), open(path, "a") as file:
+                with files.writing(self.path), open(path, "a", opener=files.own) as file:
                     file.write(json.dumps(record) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
                 show(record)
+
+    def _check_checkpoints(self, epochs: int) -> None:
+        """Raise InputError for a checkpoint after more epochs than the run has: it would count as finished."""
+        for path in self.path.glob("*checkpoint*.safetensors"):
+            if path.is_dir():
+                raise InputError(f"{path} is a folder: delete it and run again")
+            with suppress(SafetensorError, OSError, ValueError), safe_open(path, "pt") as file:  # `load` says of damage
+                if not 0 <= (epoch := int((file.metadata() or {}).get("epoch", 0))) <= epochs:
+                    break
+        else:
+            return
+        raise InputError(f"{path} is of epoch {epoch} of another run, this one has {epochs}: delete {self.path} and "
+                         "run again")  # fmt: skip
 
     def records(self) -> pd.DataFrame:
         """Return the records, one row an epoch; an epoch that was repeated after an interruption counts once.
@@ -103,13 +138,15 @@ class Run:
         A last line without an end was torn by a kill and is left out. Raises InputError if another one is damaged.
         """
         path = self.path / "metrics.jsonl"
-        *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        *lines, _ = files.read(path).split(b"\n") if path.exists() else [b""]
         found = {}
         for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
-                found[record["epoch"] + 0] = record
-            except (ValueError, TypeError, KeyError):
+                if type(record["epoch"]) is not int or not all(map(_number, record.values())):
+                    raise ValueError
+                found[record["epoch"]] = record
+            except (ValueError, TypeError, KeyError, RecursionError):
                 raise InputError(f"line {number} of {path} is damaged: delete {self.path} and run again, or that line "
                                  "if its epoch may be missing") from None  # fmt: skip
         return pd.DataFrame([found[epoch] for epoch in sorted(found)])
@@ -124,7 +161,7 @@ class Run:
             fingerprint += f" {hashlib.sha256(np.asarray(labels).astype('<i8').tobytes()).hexdigest()}"
         if not path.exists():
             write(path, lambda temporary: temporary.write_text(fingerprint))
-        elif path.read_bytes() != fingerprint.encode():
+        elif files.read(path) != fingerprint.encode():
             raise InputError(f"{self.path} was begun with other images or labels, or they have changed since: "
                              "give another run_dir, or delete that folder")  # fmt: skip
 
@@ -167,6 +204,8 @@ class Run:
 
     def _mapped(self, path: Path, mode: str) -> np.ndarray:
         """Return an array on disk, mapped; arrays of Python objects are refused."""
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: delete {self.path} and run again")
         try:
             np.lib.format.open_memmap(path, "r")  # "r+" would fill up a file that is too short
             return np.lib.format.open_memmap(path, mode)
@@ -196,11 +235,21 @@ class Run:
         return frame
 
     def results(self) -> pd.DataFrame:
-        """Return `results.csv`; missing figures are NaN. Raises InputError if it is not there."""
+        """Return `results.csv`; missing figures are NaN. Raises InputError if it is not there, or no table of results.
+
+        Every one of RESULT_COLUMNS is there, and those that are no TEXTS hold numbers.
+        """
+        path = self.path / "results.csv"
         try:
-            return files.read_csv(self.path / "results.csv")
-        except FileNotFoundError:
+            found = files.read_csv(path)
+        except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"no results in {self.path}: execute the notebook that makes them first") from None
+        missing = [name for name in RESULT_COLUMNS if name not in found]
+        odd = [name for name in set(found) & set(RESULT_COLUMNS) - TEXTS if not is_numeric_dtype(found[name])]
+        if missing or odd or found.empty:
+            why = f"no column {missing[0]}" if missing else f"no numbers in {min(odd)}" if odd else "no rows"
+            raise InputError(f"{path} is no table of results, it has {why}: delete it and run again")
+        return found
 
     def save_table(self, name: str, table: pd.DataFrame) -> None:
         """Write `name.csv`; see `files.write_csv`."""
@@ -219,12 +268,14 @@ def start(path: str | Path, changeable: Iterable[str] = (), **params) -> Run:
 
     No other process may start a run there until this Run, or its process, is gone; reading needs no start. A folder
     that holds a run with the same parameters, except those `changeable`, is resumed. Raises InputError, with the
-    difference, if they are others, if another process is at work there, or if the folder cannot be written.
+    difference, if they are others, if another process is at work there, if the folder cannot be written, or if it holds
+    what no run writes.
     """
     changeable = set(changeable)
     with files.writing(path, every=True):
         Path(path).mkdir(parents=True, exist_ok=True)
-    run = Run(path, files.hold(Path(path), "process"))
+    run = Run(path)
+    run.lock = files.hold(run.path, "process")
     stored = run.params if (run.path / "params.json").exists() else {}
     different = [
         f"{name} {stored.get(name)!r} there, {params.get(name)!r} here"
@@ -238,12 +289,34 @@ def start(path: str | Path, changeable: Iterable[str] = (), **params) -> Run:
     files.write_json(run.path / "params.json", stored | {n: params[n] for n in changeable} if stored else params)
     noted = run.path / "environment.json"
     try:
-        known = list(json.loads(noted.read_text()))
+        known = list(files.read_json(noted))
     except (OSError, ValueError, TypeError):
         known = []
     if (here := environment()) not in known[-1:]:
         files.write_json(noted, [*known, here])
     return run
+
+
+def discard(path: str | Path) -> None:
+    """Delete what a refused `start` left in a folder that was not there before it, and the folder if it is empty then.
+
+    Nothing else is deleted, and nothing at all while another process is at work there.
+    """
+    path = Path(path)
+    with suppress(InputError, OSError), files.lock(path, "process", shared=True):
+        for name in MADE_BY_START:
+            (path / name).unlink(missing_ok=True)
+        path.rmdir()
+
+
+def _scalar(value: object) -> bool:
+    """Return whether `value` can be a parameter: a text, a truth value, a number of 64 bits, or none."""
+    return value is None or type(value) in (str, bool) or _number(value)
+
+
+def _number(value: object) -> bool:
+    """Return whether `value` is a number that 64 bits can hold, or a truth value."""
+    return isinstance(value, float) or (isinstance(value, int) and -(2**63) <= value < 2**63)
 
 
 def environment() -> dict[str, str]:

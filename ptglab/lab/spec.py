@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -16,8 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ptglab import files
 from ptglab.errors import InputError, one_of
 from ptglab.lab import notebooks
+from ptglab.text import printable
 
 MAX_SPEC, MAX_NODES = 1 << 20, 100_000  # bytes of a sweep's file, and values in it with every alias written out
+MAX_CELLS = 10_000  # of a sweep
+MARK = "finished.json"  # what a finished cell left: the bytes of its notebook, and a hash of each of TABLES
+TABLES = ("results.csv", "curves.csv")  # what is gathered from the cells, where they leave it
 Value = bool | int | float | str
 PATHS = {"dataset", "source", "weights", "stand_in"}  # parameters that may name a file; a cell has a folder of its own
 SHOWN = ("init", "method", "mode", "recipe", "noise_kind", "noise_rate", "labels", "seed")  # in the name of a folder
@@ -61,7 +67,22 @@ class Cell:
     seconds: float = 0.0
 
     def finished(self, out: Path) -> bool:
-        return (out / self.name / "notebook.ipynb").exists()
+        """Return whether the cell has finished below `out`, and all that it left there is as it was."""
+        folder = out / self.name
+        try:
+            return files.read_json(folder / MARK) == left(folder)
+        except (OSError, ValueError):
+            return False
+
+
+def left(folder: Path) -> dict[str, int | str]:
+    """Return what a finished cell left in its folder, as MARK has it. Raises InputError if there is no notebook."""
+    there = [name for name in TABLES if os.path.lexists(folder / name)]
+    tables = {name: hashlib.sha256(files.read(folder / name)).hexdigest() for name in there}
+    with suppress(OSError):
+        if size := (folder / "notebook.ipynb").stat().st_size:
+            return {"notebook.ipynb": size} | tables
+    raise InputError(f"{folder / 'notebook.ipynb'} is missing or empty")
 
 
 def read(path: str | Path, overrides: dict[str, str] | None = None) -> Spec:
@@ -138,6 +159,11 @@ def plan(spec: Spec) -> list[Cell]:
     everywhere = {name for names in declared.values() for name in names}
     for name in spec.parameters:
         one_of("parameter of any notebook of the sweep", name, everywhere)
+    for name in spec.stages:
+        if not re.fullmatch(r"\w[\w.-]{0,60}", name):
+            raise InputError(f"stage '{printable(name)[:80]}': its name may have letters, digits, '.', '-' and '_'")
+    if (count := sum(_number_of_points(grid) for grid in spec.grids)) > MAX_CELLS:
+        raise InputError(f"the sweep stands for {count:,} cells, more than the {MAX_CELLS:,} that one may have")
     for stage in spec.stages.values():
         notebooks.checked(stage.notebook, declared[stage.notebook], stage.parameters)
     stages, cells = {}, {}
@@ -163,6 +189,10 @@ def _points(grid: Part) -> Iterator[dict[str, Value]]:
     """Yield the parameters of every cell of a grid; the last list varies fastest."""
     lists = [value if isinstance(value, list) else [value] for value in grid.parameters.values()]
     return (dict(zip(grid.parameters, values, strict=True)) for values in product(*lists))
+
+
+def _number_of_points(grid: Part) -> int:
+    return math.prod(len(value) for value in grid.parameters.values() if isinstance(value, list))
 
 
 def _values(part: Part, common: dict, own: dict, declared: dict) -> dict[str, Value]:

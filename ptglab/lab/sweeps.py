@@ -24,9 +24,9 @@ import pandas as pd
 from ptglab import __version__, files
 from ptglab.errors import InputError
 from ptglab.lab.notebooks import PARENT_ON_STDIN
-from ptglab.lab.spec import Cell
+from ptglab.lab.spec import MARK, TABLES, Cell, left
+from ptglab.text import printable
 
-TABLES = ("results.csv", "curves.csv")  # what is gathered from the cells, where they leave it
 GATHER_EVERY = 10  # seconds at least between two gatherings
 RETRIES = 3  # of a cell whose worker failed, not of one that failed itself
 VERSIONS = ("torch", "torchvision", "numpy", "scikit-learn")  # on which results depend to the last bit
@@ -35,6 +35,8 @@ VERSIONS = ("torch", "torchvision", "numpy", "scikit-learn")  # on which results
 @dataclass(frozen=True)
 class Event:
     """What became of a cell: skipped, started, finished (`where`), failed, or blocked by a stage that failed.
+
+    Before all, a cell that had finished is to run `again` if what it left is no longer there as it was.
 
     On a cluster, a cell has started once it is handed over, and a lost worker's cell is started again there.
     """
@@ -53,8 +55,9 @@ def estimate(cells: list[Cell], out: Path, jobs: int) -> float:
     neither is known.
     """
     took = {}
-    with suppress(OSError, ValueError, KeyError):  # the last line may be torn
-        took = pd.read_csv(out / "cells.csv").groupby("notebook")["seconds"].mean()
+    with suppress(OSError, ValueError, KeyError):
+        table = files.read_csv(out / "cells.csv")
+        took = pd.to_numeric(table["seconds"], errors="coerce").groupby(table["notebook"]).mean()
     return sum(took.get(c.notebook, c.seconds or math.nan) for c in cells if not c.finished(out)) / jobs
 
 
@@ -71,8 +74,14 @@ def run(
     out, gathered, latest = Path(os.path.realpath(out)), cells if gathered is None else gathered, -math.inf
     with files.writing(out, every=True):
         out.mkdir(parents=True, exist_ok=True)
+    files.check_plain(out)
     with files.lock(out, "sweep"):
-        yield from (Event(cell, "skipped") for cell in cells if cell.finished(out))
+        for cell in cells:
+            if cell.finished(out):
+                yield Event(cell, "skipped")
+            elif (out / cell.name / "notebook.ipynb").exists():
+                why = f"its notebook or a table is missing, empty or changed, or {MARK} is: it runs again"
+                yield Event(cell, "again", error=why)
         waiting = {cell.name: cell for cell in cells if not cell.finished(out)}
         try:
             for event in _dispatch(waiting, out, jobs, dask) if waiting else ():
@@ -136,10 +145,11 @@ def execute(cell: Cell, out: Path, jobs: int, stopped: Callable[[], bool]) -> tu
     folder.mkdir(parents=True, exist_ok=True)
     values = {n: str(out / v) if v in cell.needs else v for n, v in cell.parameters.items()} | {"run_dir": str(folder)}
     given = [word for name, value in values.items() for word in ("-p", f"{name}={value}")]
-    command = [sys.executable, "-m", "ptglab", "run", cell.notebook, str(folder / "notebook.ipynb"), *given]
+    command = [sys.executable, "-P", "-m", "ptglab", "run", cell.notebook, str(folder / "notebook.ipynb"), *given]
     threads = str(max(1, engine.threads() // jobs))
-    environment = os.environ | {"OMP_NUM_THREADS": threads, PARENT_ON_STDIN: "1"}
-    with open(folder / "log.txt", "a+", encoding="utf-8", errors="replace") as log:
+    environment = os.environ | {"OMP_NUM_THREADS": threads, PARENT_ON_STDIN: "1", "PYTHONSAFEPATH": "1"}
+    (folder / MARK).unlink(missing_ok=True)
+    with open(folder / "log.txt", "a+", encoding="utf-8", errors="replace", opener=files.own) as log:
         print(f"begun {time.strftime('%Y-%m-%d %H:%M:%S')} by {where}", file=log, flush=True)
         start = log.tell()
         try:
@@ -158,6 +168,13 @@ def execute(cell: Cell, out: Path, jobs: int, stopped: Callable[[], bool]) -> tu
     if process.returncode:
         return 0.0, lines[-1] if lines else f"ended with status {process.returncode}", where
     (folder / "failed-notebook.ipynb").unlink(missing_ok=True)
+    try:
+        made = left(folder)
+        for table in made.keys() & set(TABLES):
+            files.read_csv(folder / table)
+    except InputError as error:
+        return 0.0, str(error), where
+    files.write_json(folder / MARK, made)
     return time.perf_counter() - began, "", where
 
 
@@ -219,7 +236,7 @@ def about(out: Path, dask_worker=None) -> dict:
     return runs.environment() | {
         "ptglab": f"{__version__} {runs.commit()}".strip(),
         "host": socket.gethostname(),
-        "sees": lock.read_text() if lock.exists() else "",
+        "sees": files.read(lock, 1000).decode(errors="replace") if lock.exists() else "",
         "resources": list(dask_worker.state.total_resources) if dask_worker else [],
         "out": str(out),
     }
@@ -256,7 +273,7 @@ def gather(cells: list[Cell], out: Path) -> None:
     """Write TABLES into `out` from those of the finished `cells`, in the order of the plan."""
     for table in TABLES:
         paths = [out / cell.name / table for cell in cells if cell.finished(out)]
-        if frames := [files.read_csv(path) for path in paths if path.exists()]:
+        if frames := [frame for path in paths if path.exists() and len(frame := files.read_csv(path))]:
             columns = list(dict.fromkeys(column for frame in frames for column in frame))
             whole = pd.concat([frame.dropna(axis=1, how="all") for frame in frames], ignore_index=True)
             files.write_csv(out / table, whole.reindex(columns=columns))
@@ -264,10 +281,12 @@ def gather(cells: list[Cell], out: Path) -> None:
 
 def _note(out: Path, event: Event) -> None:
     """Append a line to `log.txt`, and to `cells.csv` if the cell has finished."""
-    with open(out / "log.txt", "a") as file:
+    with open(out / "log.txt", "a", encoding="utf-8", errors="backslashreplace", opener=files.own) as file:
         words = time.strftime("%Y-%m-%d %H:%M:%S"), event.state, event.cell.name, event.where, event.error
-        print(*filter(None, words), file=file)
+        print(*(printable(word) for word in words if word), file=file)
     if event.state == "finished":
-        row = {"cell": event.cell.name, "notebook": event.cell.notebook, "seconds": round(event.seconds, 1)}
-        with open(out / "cells.csv", "a", newline="") as file:
-            pd.DataFrame([row]).to_csv(file, index=False, header=file.tell() == 0)
+        rows = [{"cell": event.cell.name, "notebook": event.cell.notebook, "seconds": round(event.seconds, 1)}]
+        before = []
+        with suppress(OSError, ValueError, KeyError):  # what cannot be read begins anew: it serves estimates alone
+            before = files.read_csv(out / "cells.csv")[list(rows[0])].to_dict("records")
+        files.write_csv(out / "cells.csv", pd.DataFrame([*before, *rows]))

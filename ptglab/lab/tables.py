@@ -39,9 +39,9 @@ def settings(frame: pd.DataFrame) -> list[tuple[str, float]]:
 
 
 def over_seeds(frame: pd.DataFrame, measure: str, keys: Sequence[str]) -> pd.DataFrame:
-    """Return `mean`, `deviation` (standard, of the population) and `n` of `measure` for each of `keys`, in order."""
+    """Return `mean`, `deviation` (sample standard, NaN if n is 1) and `n` of `measure` for each of `keys`, in order."""
     grouped = frame.dropna(subset=[measure]).groupby(list(keys), sort=False)[measure]
-    return pd.DataFrame({"mean": grouped.mean(), "deviation": grouped.std(ddof=0), "n": grouped.count()}).reset_index()
+    return pd.DataFrame({"mean": grouped.mean(), "deviation": grouped.std(), "n": grouped.count()}).reset_index()
 
 
 def grid(frame: pd.DataFrame, measure: str) -> tuple[list[str], np.ndarray, np.ndarray, pd.DataFrame]:
@@ -68,8 +68,9 @@ def span(found: Sequence[pd.DataFrame]) -> tuple[float, float]:
     every = pd.concat(found)
     if every.empty:
         return 0.0, 100.0
-    low = 100 * (every["mean"] - every["deviation"]).min()
-    high = 100 * (every["mean"] + every["deviation"]).max()
+    deviation = every["deviation"].fillna(0)
+    low = 100 * (every["mean"] - deviation).min()
+    high = 100 * (every["mean"] + deviation).max()
     margin = 0.05 * (high - low) + 1
     return low - margin, high + margin
 
@@ -108,5 +109,5 @@ def heading(kind: str, rate: float) -> str:
 
 
 def text(mean: float, deviation: float) -> str:
-    """Return a mean and its deviation, shares, in percent: "71.2 ± 0.4"."""
-    return f"{100 * mean:.1f} ± {100 * deviation:.1f}"
+    """Return a mean and its deviation, shares, in percent: "71.2 ± 0.4", or "71.2" where there is none."""
+    return f"{100 * mean:.1f}" + (f" ± {100 * deviation:.1f}" if deviation == deviation else "")

@@ -5,6 +5,9 @@ import json
 import os
 import pickle
 import re
+import shutil
+import subprocess
+import sys
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -15,11 +18,12 @@ import pytest
 import torch
 from bad_inputs import parquet, plain
 from PIL import Image
+from tiny_notebooks import write_notebook
 
 from ptglab import audit, data
 from ptglab.audit import stages
 from ptglab.errors import InputError
-from ptglab.lab import notebooks, runs
+from ptglab.lab import notebooks, runs, spec, sweeps
 from ptglab.train import backbones, checkpoints, patches
 
 
@@ -189,3 +193,90 @@ def test_an_executed_audit_escapes_names(hostile, tmp_path):
     kinds = {kind for output in outputs for kind in output}
     assert kinds <= {"text/plain", "text/html", "image/png"} and "text/html" in kinds
     assert not any(RUN.search("".join(output.get("text/html", ""))) for output in outputs)
+
+
+# ---- modules beside the images
+
+PLANTED = ("umap", "seaborn", "ipykernel_launcher", "ipykernel", "ctypes", "json", "pathlib", "joblib", "sitecustomize",
+           "ipython_config", "ipython_kernel_config", "jupyter_config")  # fmt: skip
+
+
+@pytest.fixture
+def planted(tmp_path) -> Path:
+    """A folder of images in which there are modules too, and start-up files; each leaves a mark when it is run."""
+    (folder := tmp_path / "photos").mkdir()
+    mark = f"open({str(tmp_path / 'ran')!r}, 'a').write(__file__ + '\\n')\n"
+    for name in PLANTED:
+        (folder / f"{name}.py").write_text(mark)
+    (startup := folder / "profile_default" / "startup").mkdir(parents=True)
+    (startup / "00.py").write_text(mark)
+    return folder
+
+
+def python(*words: str, cwd: Path) -> str:
+    """Run Python without a path of its own in `cwd`, and return what it printed."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    done = subprocess.run([sys.executable, *words], cwd=cwd, env=kept, capture_output=True, text=True, timeout=600)
+    assert not done.returncode, done.stderr
+    return done.stdout
+
+
+def test_no_module_beside_the_images_is_run(planted, tmp_path):
+    """Neither by the command, nor in its kernel, nor in a process that the kernel starts."""
+    body = (
+        "import json, subprocess, sys, seaborn\nprint(subprocess.check_output([sys.executable, '-c', 'import ctypes']))"
+    )
+    notebook = write_notebook(tmp_path / "mine.ipynb", "seed = 0  # any\n", body)
+    for number, entry in enumerate((["-m", "ptglab"], [str(Path(sys.executable).with_name("ptglab"))])):
+        python(*entry, "run", notebook, str(tmp_path / f"{number}.ipynb"), cwd=planted)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_module_beside_the_images_is_run_by_a_process_that_decodes(planted, tmp_path):
+    """joblib starts it with `-m`, which puts the working folder first."""
+    (script := tmp_path / "script.py").write_text(
+        "from ptglab.data import cache\nimport torch\ntorch.set_num_threads(2)\nif __name__ == '__main__':\n"
+        "    blocks = cache.blocks(['a', 'b'])[:1] * 2\n"
+        "    print(len(cache._in_parallel(cache._headers, blocks, [()] * 2, 't', True)))\n"
+    )
+    assert python(str(script), cwd=planted).strip() == "4" and not (tmp_path / "ran").exists()
+
+
+def test_no_module_in_the_folder_of_a_cell_is_run(planted, tmp_path):
+    notebook = write_notebook(tmp_path / "mine.ipynb", 'run_dir = "r"  # where\n', "import seaborn")
+    [cell] = spec.plan(spec.Spec(title="t", grids=[spec.Part(notebook=notebook)]))
+    shutil.copytree(planted, tmp_path / "out" / cell.name)
+    assert [event.state for event in sweeps.run([cell], tmp_path / "out")] == ["started", "finished"]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_users_own_kernel_is_not_used_and_that_is_said(tmp_path, monkeypatch, capfd):
+    kernel = {
+        "argv": [str(tmp_path / "python"), "-f", "{connection_file}"],
+        "display_name": "mine",
+        "language": "python",
+    }
+    (tmp_path / "kernels" / "python3").mkdir(parents=True)
+    (tmp_path / "kernels" / "python3" / "kernel.json").write_text(json.dumps(kernel))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    access, home = os.access, os.path.expanduser("~")  # which cannot be written either
+    monkeypatch.setattr(os, "access", lambda path, *mode: path != home and access(path, *mode))
+    names = ("MPLCONFIGDIR", "NUMBA_CACHE_DIR", "IPYTHONDIR")
+    body = f"import os, sys\nprint(sys.executable, *(os.path.isdir(os.environ[n]) for n in {names}))"
+    notebook = write_notebook(tmp_path / "mine.ipynb", "seed = 0  # any\n", body)
+    notebooks.execute(notebook, tmp_path / "out.ipynb", {})
+    said = capfd.readouterr()
+    assert f"{sys.executable} True True True" in said.out and f"python3 in {tmp_path / 'kernels'}" in said.err
+
+
+@pytest.mark.slow
+def test_no_module_beside_audited_images_is_run(planted, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        (planted / name).mkdir()
+        for i in range(8):
+            Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)).save(planted / name / f"{i}.png")
+    entry = str(Path(sys.executable).with_name("ptglab"))
+    python(entry, "audit", ".", "--out", str(tmp_path / "out"), "--start", "scratch", "--device", "cpu", cwd=planted)
+    assert (tmp_path / "out" / "suspects.csv").exists() and not (tmp_path / "ran").exists()

@@ -31,8 +31,11 @@ def test_repeated_inits_get_lighter_shades():
 def test_lines_draw_mean_and_band(ax):
     figures.lines(ax, {"a": ([1, 2, 3], [[0.1, 0.2, 0.3], [0.3, 0.4, 0.5]])}, "x", "y", percent=True)
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [20, 30, 40])
-    assert len(ax.collections) == 1  # the band
-    assert [t.get_text() for t in ax.texts] == ["a"]
+    [band] = ax.collections
+    assert band.get_paths()[0].get_extents().y0 == pytest.approx(20 - 20 / 2**0.5)  # a sample's standard deviation
+    figures.lines(ax, {"b": ([1, 2], [[0.1, 0.2]])}, "x", "y", percent=True)
+    assert len(ax.collections) == 1  # of a single repeat there is none
+    assert [t.get_text() for t in ax.texts] == ["a", "b"]
 
 
 def test_end_labels_do_not_overlap(ax):
@@ -116,6 +119,17 @@ def test_short_names_fit_on_a_line_and_are_no_formulas(ax):
     ax.set_title(figures.short("$x_1^{$ \udcff & <b>"))
     figures.caption(ax.figure, dataset="\udcff $x_1^{$")
     ax.figure.canvas.draw()  # a formula that cannot be read raises, and so does half a character
+
+
+def test_no_name_of_a_class_is_a_formula(ax):
+    """mathtext raises at the second dollar of the first name."""
+    names = ["$x_1^{$", "\\$a$", "b"]
+    figures.transition(ax, np.eye(3), names)
+    figures.embedding(ax, np.eye(3, 2), np.arange(3), names, "t")
+    figures.lines(ax, {name: ([1, 2], [0, k]) for k, name in enumerate(names)}, "x", "y")
+    figures.points(ax, {name: ([0.2], [0.9], [np.nan]) for name in names}, "x", "y")
+    figures.gallery(np.array([ax]), np.zeros((1, 1, 4, 4), np.uint8), names[:1])
+    ax.figure.canvas.draw()
 
 
 def test_checked_draws_shares_in_percent_and_the_number_of_wrong_labels(ax):

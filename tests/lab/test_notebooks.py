@@ -2,8 +2,10 @@
 
 import ast
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import warnings
 from importlib import util
 from pathlib import Path
@@ -98,7 +100,7 @@ def test_values_take_the_type_of_the_parameter(notebook):
     assert isinstance(values["learning_rate"], float)
     for text in ("true", "True", "FALSE", "false"):
         assert notebooks.values(notebook, [f"cached={text}"]) == {"cached": text.lower() == "true"}
-    assert notebooks.values(notebook, ["run_dir=a=b", "offset=1", "run_dir= c=", "offset=-2"]) == {
+    assert notebooks.values(notebook, ["run_dir= c=", "offset=1", "run_dir= c=", "offset=-2"]) == {
         "run_dir": " c=", "offset": -2
     }  # fmt: skip
 
@@ -113,13 +115,14 @@ def test_values_take_the_type_of_the_parameter(notebook):
         ("cached=1", ["'cached' is '1'", "type bool"]),
         ("epohcs=3", ["unknown parameter of", "'epohcs'", "'epochs'"]),
         ("run_dir=\udcff", ["'run_dir' is no text"]),
+        ("run_dir=b", ["run_dir is given twice, as a and as b", "--out"]),
         ("rate=nan", ["'rate'", "64 bits"]),
         ("rate=-inf", ["'rate'", "64 bits"]),
         ("rate=1e999", ["'rate'", "64 bits"]),
     ],
 )
 def test_what_is_no_value_of_a_parameter_is_refused(notebook, text, words):
-    refused(*words, call=notebooks.values)(notebook, ["offset=1", text])
+    refused(*words, call=notebooks.values)(notebook, ["offset=1", *["run_dir=a"] * (text == "run_dir=b"), text])
 
 
 @pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**5000], ids=["above", "below", "huge"])
@@ -215,10 +218,12 @@ def test_an_error_inside_is_one_line_and_an_earlier_copy_stays(notebook, tmp_pat
 
 def test_an_execution_that_cannot_be_leaves_nothing(notebook, tmp_path, papermills, monkeypatch):
     out = tmp_path / "a.ipynb"
-    papermills(PermissionError(13, "Permission denied"))
-    refused(f"cannot write {out}: Permission denied", call=notebooks.execute)(notebook, out, {})
-    papermills(OSError(5, "Input/output error"))
-    refused(f"cannot write {out}: Input/output error", call=notebooks.execute)(notebook, out, {})
+    papermills(OSError(28, "No space left on device"))
+    refused(f"cannot write {tempfile.gettempdir()}", "the disk is full", call=notebooks.execute)(notebook, out, {})
+    papermills()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        refused(f"cannot write {out}: Input/output error", call=notebooks.execute)(notebook, out, {})
     papermills(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         notebooks.execute(notebook, out, {})

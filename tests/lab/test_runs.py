@@ -90,7 +90,7 @@ def test_the_environment_is_noted_whenever_it_changes(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_process_left_half_written_goes(run):
-    (run.stage("a").path / ".model.safetensors.7.tmp").write_bytes(b"x")
+    (run.stage("a").path / ".model.safetensors.7.ptglab.tmp").write_bytes(b"x")
     runs.start(run.path, **PARAMS)
     assert list(run.stage("a").path.iterdir()) == []
 

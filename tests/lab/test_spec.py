@@ -442,3 +442,16 @@ def test_what_is_no_spec_is_refused_in_a_line(tmp_path, monkeypatch, content, wo
     (tmp_path / "x.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
     refused("x.yaml", *words, call=spec.read)("x.yaml")
     assert [path.name for path in tmp_path.iterdir()] == ["x.yaml"]
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", ".", ".hidden", "a\x1b[0m", "", "x" * 100])
+def test_a_stage_stays_in_the_folder_of_the_sweep(name):
+    stage = spec.Stage(notebook="02_pretrain")
+    parts = [spec.Part(notebook="09_one_experiment")]
+    refused("stage '", call=spec.plan)(spec.Spec(title="t", stages={name: stage}, grids=parts))
+
+
+def test_a_sweep_of_too_many_cells_is_refused_before_they_are_made():
+    lists = {name: list(range(1000)) for name in ("seed", "epochs", "width")}
+    parts = [spec.Part(notebook="09_one_experiment", parameters=lists)]
+    refused("1,000,000,000 cells", call=spec.plan)(spec.Spec(title="t", grids=parts))

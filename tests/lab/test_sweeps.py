@@ -66,11 +66,18 @@ def executed(monkeypatch):
         if cell.parameters["kind"] == "bad":
             return 0.0, "ValueError: bad", ""
         (folder / "results.csv").write_text(f"seed,noise\n{cell.parameters['seed']},{cell.parameters['kind']}\n")
-        (folder / "notebook.ipynb").write_text("{}")
+        end(folder)
         return 2.0, "", "here"
 
     monkeypatch.setattr(sweeps, "execute", execute)
     return seen
+
+
+def end(folder: Path) -> None:
+    """Leave in a cell's folder what a finished one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "notebook.ipynb").write_text("{}")
+    files.write_json(folder / spec.MARK, spec.left(folder))
 
 
 def states(events) -> dict[str, str]:
@@ -139,8 +146,7 @@ def test_the_time_left_follows_from_what_cells_took(planned, tmp_path):
     assert pd.isna(sweeps.estimate(cells, tmp_path, 1))
     (tmp_path / "cells.csv").write_text(f"cell,notebook,seconds\na,{cells[0].notebook},4\nb,{cells[0].notebook},6\n")
     assert sweeps.estimate(cells, tmp_path, 2) == 4 * 5 / 2
-    (tmp_path / cells[0].name).mkdir(parents=True)
-    (tmp_path / cells[0].name / "notebook.ipynb").write_text("{}")
+    end(tmp_path / cells[0].name)
     assert sweeps.estimate(cells, tmp_path, 1) == 3 * 5
 
 
@@ -156,19 +162,25 @@ def test_texts_of_cells_are_gathered_without_a_second_escape(planned, tmp_path):
     cells = planned({"seed": [0, 1]})
     for cell, name in zip(cells, ["=1+1", "'plain"], strict=True):
         (tmp_path / cell.name).mkdir(parents=True)
-        (tmp_path / cell.name / "notebook.ipynb").write_text("{}")
         files.write_csv(tmp_path / cell.name / "results.csv", pd.DataFrame({"dataset": [name], "commit": ["0123"]}))
+        end(tmp_path / cell.name)
     sweeps.gather(cells, tmp_path)
     assert files.read_csv(tmp_path / "results.csv")["dataset"].tolist() == ["=1+1", "'plain"]
     assert '"\'=1+1"' in (tmp_path / "results.csv").read_text()
 
 
 def test_the_board_says_every_end_of_a_cell_and_failures_again(shared, tmp_path, capsys):
-    (tmp_path / shared[0].name).mkdir(parents=True)
-    (tmp_path / shared[0].name / "notebook.ipynb").write_text("{}")
-    board.plan("A [b]title", shared, tmp_path, 2)
+    end(tmp_path / shared[0].name)
+    board.plan("A [b]title\x1b[0m", shared, tmp_path, 2)
     said = capsys.readouterr().out
-    for words in ("A [b]title: 5 executions", shared[3].name, "shared by 2 cells", "finished", "to run", "unknown"):
+    for words in (
+        "A [b]title\\x1b[0m: 5 executions",
+        shared[3].name,
+        "shared by 2 cells",
+        "finished",
+        "to run",
+        "unknown",
+    ):
         assert words in said, words
     ends = [("skipped", 0, ""), ("started", 0, ""), ("finished", 12.4, ""), ("failed", 3.0, "ValueError: no")]
     events = [sweeps.Event(cell, *end) for cell, end in zip(shared, ends, strict=False)]
@@ -347,7 +359,7 @@ def test_a_stopped_sweep_leaves_no_kernel_and_goes_on(request, tmp_path, how, wh
     cells = spec.plan(spec.read(tmp_path / "s.yaml"))
     dask = request.getfixturevalue("two_workers").scheduler_address if where == "cluster" else ""
     process = command(str(tmp_path / "s.yaml"), "--out", str(out), "--dask", dask)
-    until((out / cells[0].name / "notebook.ipynb").exists)
+    until((out / cells[0].name / spec.MARK).exists)
     blocked = kernel(out / cells[1].name)
     process.send_signal(how)
     _, said = process.communicate(timeout=300)
