@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,17 +73,13 @@ def plan(budget: str, detector: str, flag: str) -> Budget:
 
 @contextmanager
 def refusal_leaves_nothing(out: str | Path) -> Iterator[None]:
-    """Delete the folder `out` if the block raises InputError before any work was done.
-
-    Not if it was there before, or if another process is at work there.
-    """
+    """Delete what a start left in the folder `out` if the block raises InputError, unless it was there before."""
     was_there = os.path.lexists(out)
     try:
         yield
     except InputError:
-        if not was_there and os.path.isdir(out) and not Path(out, "pretrain").exists():
-            with suppress(InputError), files.lock(Path(out), "process", shared=True):
-                shutil.rmtree(out, ignore_errors=True)
+        if not was_there:
+            runs.discard(out)
         raise
 
 

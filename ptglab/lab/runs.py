@@ -35,7 +35,15 @@ TEXTS = {"noise", "detector", "dataset", "labels", "backbone", "init", "mode", "
          "torch_version", "commit"}  # fmt: skip
 OPENED_BY = {"dataset": str, "labels": str, "seed": int, "subset": int, "image_size": int, "budget": str,
              "detector": str}  # fmt: skip
-MADE_BY_START = (".lock", ".lock.txt", "params.json", "environment.json", "fingerprint.txt", "unreadable.csv")
+MADE_BY_START = (
+    ".lock",
+    ".lock.txt",
+    "params.json",
+    "environment.json",
+    "fingerprint.txt",
+    "unreadable.csv",
+    "seconds.json",
+)
 
 
 class Run:
