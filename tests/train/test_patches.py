@@ -49,6 +49,40 @@ def test_features_are_the_principal_directions_of_the_responses(few):
     assert (np.diff(variance) < 1e-3 * variance[0]).all() and 0.7 * 200 < variance.sum() <= 200 * 1.001
 
 
+def textures(n: int, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
+    """Return (images uint8 [N, 3, 24, 24], labels [N]) of stripes in four directions, of any colour, in noise."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(n) % 4)
+    down, across = np.mgrid[:24, :24]
+    angle = labels * np.pi / 4 + rng.normal(0, 0.15, n)
+    phase = np.cos(angle)[:, None, None] * across + np.sin(angle)[:, None, None] * down
+    wave = np.sin(phase * rng.uniform(0.8, 1.6, n)[:, None, None] + rng.uniform(0, 2 * np.pi, n)[:, None, None])
+    colour = rng.uniform(60, 196, (n, 3, 1, 1)) + rng.uniform(-50, 50, (n, 3, 1, 1)) * wave[:, None]
+    return torch.from_numpy((colour + rng.normal(0, 10, (n, 3, 24, 24))).clip(0, 255).astype(np.uint8)), labels
+
+
+@pytest.mark.parametrize("n", [64, 128, 300])
+def test_heads_know_the_labels_of_few_images(n):
+    """With N - 1 whitened directions, all images are equally far apart and heads know what chance knows, a quarter."""
+    images, labels = textures(n)
+    x = predict.features(learned(images, number=100), images, engine.place("cpu"))
+    agreement = (predict.out_of_fold(x, labels, 4).argmax(1) == labels).mean()
+    assert agreement > 0.6, agreement
+
+
+def test_few_images_keep_their_distances(few):
+    """Mixed directions are a rotation of the principal ones: the products of features are the same."""
+    images, place = few.images[:100], engine.place("cpu")
+    network = learned(images, number=50)
+    x = predict.features(network, images, place)
+    network.sizes["out"] = 0  # the responses themselves
+    responses = predict.features(network, images, place)
+    responses = responses / responses.std(0).clip(1e-6)
+    np.testing.assert_allclose(x @ x.T, responses @ responses.T, atol=0.05)
+    spread = x.std(0)
+    assert spread.max() < 10 * spread.min()  # of principal directions, the last would be 0.01 of the first
+
+
 def test_patches_tell_digits_apart(digits):
     """Neighbours in the rest vote for the label of each of a quarter of the images."""
     x = predict.features(learned(digits.images), digits.images, engine.place("cpu"))

@@ -36,6 +36,16 @@ def test_out_of_fold_is_sklearns_regression_fold_by_fold(n, k, folds, l2):
     np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)
 
 
+def test_few_rows_are_shrunk_less():
+    """By default a head's l2 is 100, but at most one a row."""
+    given, _, _, features = planted(n=40, k=3, rate=0.2, seed=1)
+    probs = predict.out_of_fold(features, given, 3)
+    np.testing.assert_array_equal(probs, predict.out_of_fold(features, given, 3, l2=40.0))
+    assert np.abs(probs - predict.out_of_fold(features, given, 3, l2=100.0)).max() > 0.02
+    given, _, _, features = planted(n=130, k=3, rate=0.2, seed=1)
+    np.testing.assert_array_equal(*(predict.out_of_fold(features, given, 3, **l2) for l2 in ({}, {"l2": 100.0})))
+
+
 def test_out_of_fold_learns_nothing_from_labels_that_say_nothing():
     """Random labels that 300 dimensions can memorise: in sample a head knows them all, out of fold none."""
     features, labels = random_features(250, 300), np.random.default_rng(1).integers(0, 5, 250)
