@@ -18,7 +18,6 @@ FLAT = 10.0  # added to the variance of a patch's grey levels, 0 to 255, as in t
 SMOOTH = 0.1  # added to the variance of each direction before whitening, as in the paper
 MOST, BLOCK = 4000, 64  # images for the principal directions; images at a time, since responses are many
 POOLED = 2  # regions a side that responses are averaged over
-FEW = 4  # images a direction below which the directions are mixed
 
 
 class Patches(nn.Module):
@@ -73,10 +72,7 @@ def learn(
 ) -> Patches:
     """Return features learned from uint8 `images` [N, C, H, W] alone.
 
-    number: K, how many centroids; side: of a patch, in pixels; out: D, how many features, fewer for few images. With
-    fewer than FEW images for each of them, the principal directions are turned at random, all distances kept: whoever
-    standardises the features would otherwise make the last directions as large as the first, and all images equally
-    far apart.
+    number: K, how many centroids; side: of a patch, in pixels; out: D, how many features, fewer for few images.
     """
     place, (n, channels, height, width) = place or engine.place(), images.shape
     side = min(side, height, width)
@@ -97,12 +93,8 @@ def learn(
     means, deviation = sample.mean(0), sample.std(0, correction=0).clamp(min=1e-6)
     sample = (sample - means) / deviation
     _, vectors = torch.linalg.eigh(sample.T @ sample)
-    directions = vectors.flip(1)[:, : min(out, len(sample) - 1)]
-    if n < FEW * directions.shape[1]:
-        mixing = torch.randn(directions.shape[1], directions.shape[1], generator=rng)
-        directions = directions @ torch.linalg.qr(mixing)[0].to(place.device)
-    network.means, network.directions = means, directions / deviation[:, None]
-    network.sizes["out"] = directions.shape[1]
+    network.means, network.directions = means, vectors.flip(1)[:, : min(out, len(sample) - 1)] / deviation[:, None]
+    network.sizes["out"] = network.directions.shape[1]
     return network
 
 

@@ -63,24 +63,11 @@ def textures(n: int, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
 
 @pytest.mark.parametrize("n", [64, 128, 300])
 def test_heads_know_the_labels_of_few_images(n):
-    """With N - 1 whitened directions, all images are equally far apart and heads know what chance knows, a quarter."""
+    """Of N - 1 directions, the last ones are noise: as loud as the first, they would make all images equally far apart."""
     images, labels = textures(n)
     x = predict.features(learned(images, number=100), images, engine.place("cpu"))
     agreement = (predict.out_of_fold(x, labels, 4).argmax(1) == labels).mean()
     assert agreement > 0.6, agreement
-
-
-def test_few_images_keep_their_distances(few):
-    """Mixed directions are a rotation of the principal ones: the products of features are the same."""
-    images, place = few.images[:100], engine.place("cpu")
-    network = learned(images, number=50)
-    x = predict.features(network, images, place)
-    network.sizes["out"] = 0  # the responses themselves
-    responses = predict.features(network, images, place)
-    responses = responses / responses.std(0).clip(1e-6)
-    np.testing.assert_allclose(x @ x.T, responses @ responses.T, atol=0.05)
-    spread = x.std(0)
-    assert spread.max() < 10 * spread.min()  # of principal directions, the last would be 0.01 of the first
 
 
 def test_patches_tell_digits_apart(digits):
