@@ -62,7 +62,8 @@ def wrong(labels: np.ndarray, views: Views) -> Callable:
     models = []
     for used in (logs[:1], logs)[: len(logs)]:
         weights, transition = _fit(np.stack([each[::step] for each in used]), labels[::step])
-        models.append((softmax(sum(w * each for w, each in zip(weights, used, strict=True)), axis=1), transition))
+        z = softmax(sum(float(w) * each for w, each in zip(weights, used, strict=True)), axis=1)
+        models.append((z, transition.astype(np.float32)))
 
     def probability(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
         right = [z[rows, labels] * t[labels, labels] / (z[rows] * t[:, labels].T).sum(1).clip(1e-30) for z, t in models]
