@@ -67,7 +67,7 @@ def wrong(labels: np.ndarray, views: Views) -> Callable:
 
     def probability(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
         right = [z[rows, labels] * t[labels, labels] / (z[rows] * t[:, labels].T).sum(1).clip(1e-30) for z, t in models]
-        return 1 - np.mean(right, 0)
+        return (1 - np.mean(right, 0)).clip(0, 1)
 
     return probability
 

