@@ -49,7 +49,7 @@ def wrong(labels: np.ndarray, views: Views) -> Callable:
 
     A model says P(given = y | row) = sum over j of z_j T[j, y], where z is the softmax of a weighted sum of the logs of
     some views, and T the transition matrix: a noise layer on calibrated outputs (Goldberger & Ben-Reuven 2017,
-    equation 1). Weights and T maximise the likelihood of the given labels, each of which no view has seen; T by
+    equation 1). Weights and T maximise the likelihood of the given labels, which no view but the logs has seen; T by
     expectation-maximisation from a prior of equal confusions at the model's own rate. The probability is 1 - P(true = y
     | given = y, row), the mean of two models: of the first view alone, and of all views together. The noise is taken to
     depend on the class alone; mistakes of people on images that are hard to tell are more than it counts.
