@@ -439,10 +439,10 @@ def report(
 
     rate: the ensemble's estimate of the noise rate; about: what else summary.json says, `detector` at least.
     """
-    ends = [rate, *(end for estimate in estimates for end in (estimate.low, estimate.high))]
+    low, high = noise_rate.interval(rate, estimates, len(images))
     table = exports.table(images, found)
     confusions = table[table["flagged"]].value_counts(["given", "suggested"]).head(20)
     summary = {"images": len(images), "unreadable": len(images.unreadable), "flagged": int(found.flagged.sum()),
-               "rate": float(rate), "low": float(min(ends)), "high": float(max(ends)),
+               "rate": float(rate), "low": low, "high": high,
                "confusions": [[*pair, number] for pair, number in confusions.items()]}  # fmt: skip
     exports.write(run.path, images, found, summary | about, source)

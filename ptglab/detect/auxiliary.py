@@ -9,13 +9,12 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ptglab.detect import noise_rate, probabilities
-from ptglab.detect.features import cosine, log_likelihoods, num_classes
-from ptglab.detect.neighbours import Neighbours, first_k, vote
+from ptglab.detect import calibration, noise_rate
+from ptglab.detect.calibration import Views, views_of
+from ptglab.detect.features import cosine
+from ptglab.detect.neighbours import Neighbours
 from ptglab.detect.probabilities import margin
 from ptglab.detect.suspects import Suspects, flag, suspects
-
-Views = dict[str, np.ndarray]
 
 
 def auxiliary(labels, probs, features, neighbours: Neighbours | None = None, seed: int = 0) -> Suspects:
@@ -32,60 +31,33 @@ def auxiliary(labels, probs, features, neighbours: Neighbours | None = None, see
 
 
 def ensemble(labels, probs=None, features=None, neighbours: Neighbours | None = None, seed: int = 0) -> Suspects:
-    """Flag as many labels as are estimated to be wrong, those of the lowest weighted mean rank among several detectors.
+    """Flag as many labels as are estimated to be wrong, those that several detectors and a model together rank lowest.
 
     The members are confidence and disagreement if there are `probs`, knn, simifeat and density if there are
-    `features` (the first two of them with `neighbours` alone), auxiliary if there are both. Ours: a member weighs about
-    (A - 1/2) / (1 - A), where A is the area under its ROC curve at finding labels planted among the rows that the
-    unweighted mean rank takes to be right; what is planted depends on no member's prediction, or that member would find
-    it best. The score is the weighted mean rank, 0 to 1. The number of wrong labels is the geometric mean of what
-    `auxiliary` flags, too few where real mistakes are subtler than planted ones and counted double, and of the joint's
-    estimate, too many where the inputs cannot tell classes apart.
+    `features` (the first two of them with `neighbours` alone). Ours: a member weighs about (A - 1/2) / (1 - A), where A
+    is the area under its ROC curve at finding labels planted among the rows that the unweighted mean rank takes to be
+    right; what is planted depends on no member's prediction, or that member would find it best. The score, 0 to 1, is
+    two thirds the weighted mean rank, and one third the rank of the probability that a label is right
+    (`calibration.wrong`). The number of wrong labels is the sum of those probabilities, too few where mistakes are
+    people's, and to one eighth, as a geometric mean, the joint's estimate, too many where inputs cannot tell classes
+    apart.
     """
     (views, joint), n = views_of(labels, probs, features, neighbours), len(labels)
-    learned = {"auxiliary": learn(labels, views, joint, seed)} if {"probs", "logs"} <= views.keys() else {}
-
-    def score_members(rows: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-        return member_scores(rows, y, views) | {name: score(rows, y) for name, score in learned.items()}
-
-    given = score_members(np.arange(n), labels)
+    given = member_scores(np.arange(n), labels, views)
     ranks = {name: (rankdata(score) - 0.5) / n for name, score in given.items()}
     rate = noise_rate.wrong_share(joint)
     clean = np.argsort(-sum(ranks.values()), kind="stable")[: max(2, round((1 - rate) * n))]
     rows, wrong = plant(labels[clean], labels[clean], joint, np.random.default_rng([seed, 1]))
-    score, total, planted = np.zeros(n), 0, score_members(clean[rows], wrong)
+    score, total, planted = np.zeros(n), 0, member_scores(clean[rows], wrong, views)
     for name, rank in ranks.items():
         doubt = -np.concatenate([given[name][clean], planted[name]])
         area = roc_auc_score(np.repeat([0, 1], len(clean)), doubt)
         weight = max(0, area - 0.5) / (1 - area + 1e-2) + 1e-6  # even if none of the members knows anything
         score, total = score + weight * rank, total + weight
-    if learned:
-        rate = np.cbrt((given["auxiliary"] < 0.5).mean() ** 2 * rate)
-    unflagged = suspects(labels, views["belief"], score / total, np.zeros(n, bool))
-    return flag(unflagged, round(rate * n), labels, views["belief"])
-
-
-def views_of(labels: np.ndarray, probs, features, neighbours: Neighbours | None) -> tuple[Views, np.ndarray]:
-    """Return (views, joint): what the inputs say of every row and class, and how many labels [given, true] go wrong.
-
-    Views are float [N, K]: probs; votes of 20 neighbours and of 10; logs, the log likelihoods; belief, the mean of
-    probs and votes; and the thresholds [K] of confident learning. Of two joints it is the one with fewer wrong labels:
-    a poor input counts its own mistakes too.
-    """
-    views, joints, k = {}, [], num_classes(labels) if probs is None else probs.shape[1]
-    if probs is not None:
-        rows = probabilities.read(labels, probs)
-        views |= {"probs": probs, "thresholds": probabilities.class_thresholds(labels, rows.own, k)}
-        joints.append(probabilities.joint(labels, probs, rows))
-    if features is not None or neighbours is not None:
-        similarity, index = first_k(neighbours, features, 20)
-        for name, first in (("votes", 20), ("votes_of_10", 10)):
-            views[name] = vote(similarity[:, :first], labels[index[:, :first]], k)
-        joints.append(noise_rate.consensus(labels, index[:, :2], k) * len(labels))
-    if features is not None:
-        views["logs"] = log_likelihoods(labels, features, k)
-    views["belief"] = np.mean([views[name] for name in ("probs", "votes") if name in views], 0)
-    return views, min(joints, key=noise_rate.wrong_share)
+    likely = calibration.wrong(labels, views)(np.arange(n), labels)
+    score = (2 * score / total + (rankdata(-likely) - 0.5) / n) / 3
+    unflagged = suspects(labels, views["belief"], score, np.zeros(n, bool))
+    return flag(unflagged, round(likely.mean() ** (7 / 8) * rate ** (1 / 8) * n), labels, views["belief"])
 
 
 def plant(labels, likely, joint: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -9,13 +9,13 @@ import torch
 from sklearn.metrics import average_precision_score
 from wrong_labels import blobs, overlapping, random_problem
 
-from ptglab.detect import noise_rate, probabilities
+from ptglab.detect import calibration, noise_rate, probabilities
 from ptglab.detect.auxiliary import plant
 from ptglab.detect.label_errors import detect, usable
 from ptglab.lab import metrics
 
 learners = pytest.mark.parametrize("name", ["auxiliary", "ensemble"])
-MEMBERS = ["confidence", "disagreement", "knn", "simifeat", "density", "auxiliary"]
+MEMBERS = ["confidence", "disagreement", "knn", "simifeat", "density"]
 
 
 @functools.cache
@@ -78,7 +78,7 @@ def test_members_that_know_nothing_have_little_say(useless):
 
 
 def test_the_ensemble_by_hand():
-    """Of two members: labels planted among rows of high mean rank tell what each is worth."""
+    """Of two members: labels planted among rows of high mean rank tell what each is worth; a third is the model's."""
     labels, probs, _, _, _ = overlapping(0.3, 0)
     labels, probs = labels[:200], probs[:200]
 
@@ -100,15 +100,16 @@ def test_the_ensemble_by_hand():
         weight = max(0, area - 0.5) / (1 - area + 1e-2)
         score, total = score + weight * rank, total + weight
     suspects = detect("ensemble", labels, probs=probs, seed=9)
-    np.testing.assert_allclose(suspects.score, score / total, atol=1e-5)
-    assert suspects.flagged.sum() == round(wrong * 200)
+    likely = calibration.wrong(labels, calibration.views_of(labels, probs, None, None)[0])(np.arange(200), labels)
+    np.testing.assert_allclose(suspects.score, (2 * score / total + ranks(-likely)) / 3, atol=1e-5)
+    assert suspects.flagged.sum() == round(likely.mean() ** (7 / 8) * wrong ** (1 / 8) * 200)
     assert suspects.score[suspects.flagged].max() <= suspects.score[~suspects.flagged].min()
 
 
 @pytest.mark.parametrize("useless", ["", "probs", "features"])
 @pytest.mark.parametrize("rate", [0.05, 0.4])
 def test_the_ensemble_flags_as_many_as_two_estimates_meet_at(rate, useless):
-    """Twice what the auxiliary network flags and once what the joint says, as a geometric mean; lowest scores first.
+    """Seven parts what the model says and one what the joint says, as a geometric mean; lowest scores first.
 
     Of two joints the one with fewer wrong labels is believed: a poor input counts its own faults as wrong labels too.
     """
@@ -119,11 +120,12 @@ def test_the_ensemble_flags_as_many_as_two_estimates_meet_at(rate, useless):
     if useless == "features":
         features = rng.normal(size=features.shape).astype(np.float32)
     ours = detect("ensemble", labels, probs=probs, features=features, seed=5)
-    alone = detect("auxiliary", labels, probs=probs, features=features, seed=5).flagged.mean()
+    views, _ = calibration.views_of(labels, probs, features, None)
+    likely = calibration.wrong(labels, views)(np.arange(len(labels)), labels).mean()
     wrong = {m: noise_rate.estimate(labels, 5, probs, features, m, bootstrap=2).rate for m in noise_rate.METHODS}
     assert useless != "features" or wrong["joint"] < wrong["clusterability"]
     assert useless != "probs" or wrong["joint"] > wrong["clusterability"]
-    assert ours.flagged.sum() == round((alone**2 * min(wrong.values())) ** (1 / 3) * len(labels))
+    assert ours.flagged.sum() == round(likely ** (7 / 8) * min(wrong.values()) ** (1 / 8) * len(labels))
     assert ours.score[ours.flagged].max() <= ours.score[~ours.flagged].min()
 
 

@@ -181,3 +181,26 @@ def test_the_interval_ends_at_one():
     labels, features = np.append([0, 1], rng.integers(0, 2, 4)), rng.normal(size=(6, 3))
     found = noise_rate.estimate(labels, 2, features=features, method="clusterability")
     assert found.rate > 0.5 and found.high == 1
+
+
+@pytest.mark.parametrize("rate", [0, 0.01, 0.2, 0.5, 1])
+def test_the_interval_of_several_methods(rate):
+    """It holds the rate; the further the methods are apart and the fewer the labels, the wider it is."""
+
+    def width(n: int, *others: float) -> float:
+        estimates = [noise_rate.NoiseRate(other, 0, 1, np.eye(2)) for other in others]
+        low, high = noise_rate.interval(rate, estimates, n)
+        assert 0 <= low <= rate <= high <= 1
+        return high - low
+
+    assert width(5000, rate, rate) < width(200, rate, rate) < 0.3
+    assert width(5000, rate, rate) < width(5000, rate, 0.6) < width(5000, 0.7, 0.7)
+
+
+def test_the_interval_of_several_methods_by_hand():
+    estimates = [noise_rate.NoiseRate(other, 0, 1, np.eye(2)) for other in (0.2, 0.4)]
+    logs = [math.log(p / (1 - p)) for p in (0.1, 0.2, 0.4)]
+    reach = math.hypot(noise_rate.DISTRUST * (logs[1] + logs[2] - 2 * logs[0]) / 2, 1.96 / math.sqrt(100))
+    ends = [1 / (1 + math.exp(-logs[0] - sign * reach)) for sign in (-1, 1)]
+    expected = (ends[0] - noise_rate.HARD, ends[1])
+    assert noise_rate.interval(0.1, estimates, 1000) == pytest.approx(expected)
