@@ -74,6 +74,9 @@ def demo(out: Path, parameter: tuple[str, ...]) -> None:
 @option("--detector", default="", help="The detector that decides.  [default: the notebook's]")
 @option("--flag", default="own", show_default=True, metavar="own|rate|NUMBER",
         help="Flag by the detector's own threshold, by the estimated rate, or this many labels.")  # fmt: skip
+@option("--precision", type=float, default=0.0, metavar="P",
+        help="Flag as many as are expected to be wrong with this probability, such as 0.8.")  # fmt: skip
+@option("--update", is_flag=True, help="Images have come, gone or changed: keep what is known of the others.")
 @option("--seed", type=int, default=0, show_default=True)
 @option("--device", default="auto", show_default=True)
 @parameters_option
@@ -90,8 +93,8 @@ def audit(source: str, out: Path | None, parameter: tuple[str, ...], **options) 
     given = [f"{name}={value}" for name, value in options.items() if value != ""]
     values = notebooks.values(stages.NOTEBOOK, [f"dataset={source}", f"run_dir={out}", *given, *parameter])
     chosen = notebooks.declared_parameters(stages.NOTEBOOK) | values
-    stages.plan(*(chosen[name] for name in ("budget", "detector", "flag")))  # refused before a kernel starts
-    data.check_labels(*(chosen.get(name, "") for name in ("dataset", "labels", "split", "table", "id_column")))
+    stages.plan(*(chosen[name] for name in ("budget", "detector", "flag", "precision")))  # before a kernel starts
+    data.check_labels(*(chosen[name] for name in ("dataset", "labels", "split", "table", "id_column")))
     with stages.refusal_leaves_nothing(out):
         notebooks.execute(stages.NOTEBOOK, out / "report.ipynb", values)
     _print_summary(out)
@@ -203,20 +206,22 @@ def _print_results(out: Path) -> None:
 
 def _print_summary(out: Path) -> None:
     """Print what an audit found, where the report is, and what to do with it."""
+    from ptglab.audit import stages
+
     summary, console = json.loads((out / "summary.json").read_text()), Console()
-    console.print(
-        f"\n[bold]{summary['flagged']:,} of {summary['images']:,} labels look wrong[/] ({summary['detector']}); "
-        f"estimated share of wrong labels {summary['rate']:.1%} "
-        f"(all estimates with their 95 % intervals: {summary['low']:.1%} to {summary['high']:.1%})"
-    )
-    if summary["unreadable"]:
-        console.print(f"{summary['unreadable']:,} left out, see unreadable.csv")
+    first, *others = stages.in_words(summary)
+    console.print(f"\n[bold]{first}[/]", *others, sep="\n", highlight=False)
     table = Table("given", "suggested", "labels", title="most frequent", title_justify="left", box=None)
     for given, suggested, number in summary["confusions"][:5]:
         table.add_row(Text(given), Text(suggested), f"{number:,}")
     console.print(table)
-    print(f"\nlook at   {out / 'gallery.html'}\nread      {out / 'report.ipynb'}")
-    print(f"work with {out / 'suspects.csv'}, label_studio.json, fiftyone.csv, duplicates.csv, outliers.csv")
+    took = ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items())
+    lines = {"images": summary["notes"][-1], "looked at": f"by {summary['start']}", "seconds": took,
+             "look at": out / "gallery.html", "read": out / "report.ipynb",
+             "work with": f"{out / 'suspects.csv'}, label_studio.json, fiftyone.csv, duplicates.csv, outliers.csv",
+             "review": summary["next"]["review"], "better": summary["better"]}  # fmt: skip
+    for name, line in lines.items():
+        print(f"{name:<10}{printable(str(line))}" if line else "", end="\n" if line else "")
 
 
 class _Output(io.FileIO):

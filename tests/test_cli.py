@@ -130,18 +130,30 @@ def test_an_audit_that_is_refused_leaves_nothing_and_takes_nothing(run, tmp_path
     assert (tmp_path / "out" / "report.ipynb").read_text() == "an earlier report"
 
 
-def test_an_audit_says_what_it_found(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("unknown", ["", "Nothing is known."])
+def test_an_audit_says_what_it_found(run, tmp_path, monkeypatch, unknown):
     def audited(notebook, out, values):
         assert values["budget"] == "standard" and values["flip"] is False and "detector" not in values
-        summary = {"flagged": 12, "images": 3400, "detector": "ensemble", "rate": 0.05, "low": 0.01, "high": 0.2,
-                   "unreadable": 3, "confusions": [["cat", "[red]dog", 7], ["dog", "cat", 5]]}  # fmt: skip
+        summary = {"flagged": 12, "images": 3400, "unknown": unknown, "rate": 0.05, "low": 0.01, "high": 0.2,
+                   "first": [100, 0.9, 0.8, 0.95], "confusions": [["cat", "[red]dog", 7], ["dog", "cat", 5]],
+                   "seconds": {"load": 2.6}, "notes": ["9 files seen = 9 used"], "start": "lite0", "better": "",
+                   "next": {"review": "ptglab run 07"}}  # fmt: skip
         out.parent.mkdir(parents=True)
         (out.parent / "summary.json").write_text(json.dumps(summary))
 
     monkeypatch.setattr(cli.notebooks, "execute", audited)
     status, out, _ = run("audit", "digits", "--budget", "standard", "--no-flip")
-    for words in ("12 of 3,400 labels look wrong", "5.0%", "1.0% to 20.0%", "3 left out", "[red]dog", "gallery.html"):
+    said = ["5.0% (1.0% to 20.0%)", "first 100 suspects, 90%", "80% to 95%"]
+    for words in (
+        "12 of 3,400 labels look wrong",
+        "9 files seen",
+        "[red]dog",
+        "gallery.html",
+        "load 3",
+        "ptglab run 07",
+    ):
         assert words in out.replace("\n", " ")
+    assert all((words in out) != bool(unknown) for words in said) and unknown in out
 
 
 def test_a_demo_a_run_and_a_sweep_say_where_results_are(run, tmp_path, monkeypatch):

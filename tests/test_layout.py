@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ptglab"
 SOURCES = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
-CORE = {"PIL", "filelock", "joblib", "matplotlib", "numpy", "pandas", "ptglab", "pyarrow", "safetensors",
-        "scipy", "sklearn", "timm", "torch", "torchvision", "tqdm", *sys.stdlib_module_names}  # fmt: skip
+CORE = {"PIL", "filelock", "huggingface_hub", "joblib", "matplotlib", "numpy", "pandas", "ptglab", "pyarrow",
+        "safetensors", "scipy", "sklearn", "timm", "torch", "torchvision", "tqdm", *sys.stdlib_module_names}  # fmt: skip
 TORCH_DRAWS = {"rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal"}
 
 

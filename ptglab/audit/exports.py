@@ -40,16 +40,17 @@ def write(
 ) -> dict[str, str]:  # fmt: skip
     """Write suspects.csv, gallery.html, label_studio.json and .xml, fiftyone.csv and summary.json into `folder`.
 
-    summary: what summary.json holds, `detector`, `rate`, `low` and `high` at least; source: what the set was loaded
-    from; probability: see `label_studio`. Returns `next_steps`, which summary.json holds as `next`. Raises InputError
-    if the suspects are those of another set.
+    summary: what summary.json holds, `detector`, `unknown`, `rate` (None if it is unknown), `low` and `high` at least;
+    source: what the set was loaded from; probability: see `label_studio`. Returns `next_steps`, which summary.json
+    holds as `next`. Raises InputError if the suspects are those of another set.
     """
     folder, title = Path(folder), Path(os.path.abspath(source)).name or str(source)
     write_table(folder / "suspects.csv", table(image_set, suspects))
     label_studio(folder / "label_studio.json", image_set, suspects, probability)
     fiftyone(folder / "fiftyone.csv", image_set, suspects)
-    rate, steps = [summary[name] for name in ("rate", "low", "high")], next_steps(folder, image_set, source)
-    gallery(folder / "gallery.html", image_set, suspects, title, summary["detector"], rate, steps)
+    steps, known = next_steps(folder, image_set, source), summary["rate"] is not None
+    rate = [summary[name] for name in ("rate", "low", "high")] if known else None
+    gallery(folder / "gallery.html", image_set, suspects, title, summary["detector"], rate, steps, summary["unknown"])
     files.write_json(folder / "summary.json", summary | {"next": steps})
     return steps
 
@@ -139,12 +140,12 @@ def pictures(folder: str | Path, image_set: ImageSet, rows: Iterable[int]) -> li
 
 def gallery(
     path: str | Path, image_set: ImageSet, suspects: Suspects, title: str, detector: str,
-    rate: Sequence[float] | None = None, steps: Mapping[str, str] | None = None, most: int = 1000,
+    rate: Sequence[float] | None = None, steps: Mapping[str, str] | None = None, unknown: str = "", most: int = 1000,
 ) -> None:  # fmt: skip
     """Write one HTML page, which needs no network: the suspects as cards to filter, search and sort.
 
-    rate: the estimated share of wrong labels, and the lowest and highest that any estimate allows; steps: see
-    `next_steps`. There are at most `most` cards: the flagged images, the most suspicious first, and the most suspicious
+    rate: the estimated share of wrong labels and its interval; steps: see `next_steps`; unknown: why nothing is known.
+    There are at most `most` cards: the flagged images, the most suspicious first, and the most suspicious
     of the others. Raises InputError if the suspects are those of another set.
     """
     path, frame = Path(path), table(image_set, suspects)
@@ -163,7 +164,7 @@ def gallery(
     pairs.sort(key=lambda p: (-p["flagged"], -p["all"], p["pair"]))
     stamp = runs.stamp()
     html = _template("gallery.html").render(
-        title=title, detector=detector, rate=rate, steps=steps, cards=cards, pairs=pairs,
+        title=title, detector=detector, rate=rate, steps=steps, unknown=unknown, cards=cards, pairs=pairs,
         images=len(image_set), flagged=int(suspects.flagged.sum()), unreadable=len(image_set.unreadable),
         class_names=image_set.class_names,
         versions=f"ptglab {__version__} {stamp['commit']}".strip() + f", torch {stamp['torch_version']}",

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ptglab import data, files
 from ptglab.audit import exports, update
 from ptglab.data.decode import allocate, resized
-from ptglab.detect import duplicates, label_errors, neighbours, noise_rate, suspects
+from ptglab.detect import calibration, duplicates, label_errors, neighbours, noise_rate, suspects
 from ptglab.detect.suspects import Suspects
 from ptglab.errors import InputError, one_of
 from ptglab.lab import runs
@@ -32,9 +32,10 @@ from ptglab.train import pretrain as pretraining
 
 NOTEBOOK = "06_audit_your_images"
 READING = ("split", "table", "id_column", "labels", "image_size")  # parameters that say how images are loaded
-CHANGEABLE = ("detector", "flag", "update")  # parameters with which a finished audit may be run again
+CHANGEABLE = ("detector", "flag", "precision", "update")  # parameters with which a finished audit may be run again
 FEWEST = 10  # images that can be judged at all
 FEWEST_EPOCHS = 5  # of pre-training that are worth it
+FIRST = 100  # suspects of which is said how many are likely to be wrong
 HISTORY = 30  # epochs over which a linear head is followed
 NEIGHBOURS = 20  # of each image that are searched for
 
@@ -63,11 +64,14 @@ BUDGETS = {
 }
 
 
-def plan(budget: str, detector: str, flag: str) -> Budget:
+def plan(budget: str, detector: str, flag: str, precision: float = 0.0) -> Budget:
     """Return the budget of that name. Raises InputError for an unknown budget, detector or way to flag."""
     one_of("detector", detector, label_errors.DETECTORS)
     if flag not in ("own", "rate") and not flag.isdecimal():
         raise InputError(f"flag is '{flag}': it must be own, rate, or how many labels to flag")
+    if not 0 <= precision <= 1 or (precision and flag != "own"):
+        raise InputError(f"precision is {precision} and flag is '{flag}': a precision lies between 0 and 1, and "
+                         "decides alone, beside flag=own, how many labels are flagged")  # fmt: skip
     return BUDGETS[one_of("budget", budget, BUDGETS)]
 
 
@@ -270,7 +274,8 @@ def features(
             raw.append(stage.growing_array(f"raw{i}", (n, network.num_features)))
             if len(kept):
                 raw[i][kept] = before.array(f"raw{i}")[known[kept]]
-                raw[i][rest] = described(network, images.take(rest), pixels[rest], place)
+                if len(rest):
+                    raw[i][rest] = described(network, images.take(rest), pixels[rest], place)
             else:
                 described(network, images, pixels, place, raw[i])
             mean, directions = predict.principal(raw[i], DIRECTIONS)
@@ -321,7 +326,7 @@ def _loss(features: np.ndarray, images: data.ImageSet, seed: int) -> float:
 def trained(run: runs.Run, networks: dict[str, nn.Module | None]) -> dict[str, nn.Module]:
     """Return `networks` as they are after the stages `pretrain` and, for patches, `features`."""
     _, network = learner(networks)
-    if (weights := run.stage("pretrain").weights).exists():
+    if (weights := runs.Run(run.path / "pretrain").weights).exists():
         network.load_state_dict(checkpoints.read_tensors(weights)[0], strict=True)
     return {name: network or patches.load(run.stage("features").weights) for name, network in networks.items()}
 
@@ -403,11 +408,16 @@ def nearest(run: runs.Run, features: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return tuple(stage.array(name) for name in names)
 
 
-def flag(found: Suspects, by: str, rate: float, labels: np.ndarray, belief: np.ndarray) -> Suspects:
+def flag(
+    found: Suspects, by: str, precision: float, rate: float, likely: np.ndarray, labels: np.ndarray, belief: np.ndarray
+) -> Suspects:
     """Return `found` flagged `by` its own threshold ("own"), by the estimated `rate` of noise ("rate"), or by a number.
 
-    labels: given, int64 [N]; belief: float [N, K], what suggestions are made from.
+    With a `precision`, as many are flagged as are expected to be wrong with it. likely: the probability that each label
+    is wrong, [N]; labels: given, int64 [N]; belief: float [N, K], what suggestions are made from.
     """
+    if precision:
+        return calibration.flag_by_precision(found, likely, precision, labels, belief)
     if by == "own":
         return found
     return suspects.flag(found, round(rate * len(labels)) if by == "rate" else int(by), labels, belief)
@@ -419,30 +429,51 @@ def odd_images(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (near-duplicates int64 [P, 2], whether their labels conflict bool [P], which rows are outliers bool [N]).
 
-    Writes duplicates.csv, the pairs with conflicting labels, and outliers.csv into the folder of `run`.
+    Blank images, of one colour, are outliers. Writes duplicates.csv and outliers.csv into the folder of `run`.
     """
     similarity, index = (array[:, :10] for array in nearest)
     pairs, difference = duplicates.duplicates(pixels, index)
     first, second = images.labels_given[pairs].T
     score, is_outlier = duplicates.outliers(similarity)
-    conflicting = first != second
-    exports.duplicates(run.path, images, pairs[conflicting], difference[conflicting])
+    is_outlier = is_outlier | images.blank
+    exports.duplicates(run.path, images, pairs, difference)
     exports.outliers(run.path, images, score, is_outlier)
-    return pairs, conflicting, is_outlier
+    return pairs, first != second, is_outlier
 
 
 def report(
     run: runs.Run, images: data.ImageSet, found: Suspects, source: str, rate: float,
-    estimates: Iterable[noise_rate.NoiseRate], about: dict,
-) -> None:  # fmt: skip
+    estimates: Iterable[noise_rate.NoiseRate], likely: np.ndarray, probs: np.ndarray, unknown: str, about: dict,
+) -> dict:  # fmt: skip
     """Write suspects.csv, gallery.html, summary.json and the files for labelling tools into the folder of `run`.
 
-    rate: the ensemble's estimate of the noise rate; about: what else summary.json says, `detector` at least.
+    rate: the ensemble's estimate of the noise rate; likely: the probability that each label is wrong, [N]; unknown: see
+    `calibration.knowledge`: if it says something, no share of wrong labels is claimed; about: what else summary.json
+    says, `detector` at least. Returns the summary.
     """
     low, high = noise_rate.interval(rate, estimates, len(images))
+    number = min(FIRST, len(images))
+    expected = calibration.first(likely, number)
     table = exports.table(images, found)
     confusions = table[table["flagged"]].value_counts(["given", "suggested"]).head(20)
     summary = {"images": len(images), "unreadable": len(images.unreadable), "flagged": int(found.flagged.sum()),
-               "rate": float(rate), "low": low, "high": high,
-               "confusions": [[*pair, number] for pair, number in confusions.items()]}  # fmt: skip
-    exports.write(run.path, images, found, summary | about, source)
+               "unknown": unknown, "rate": None if unknown else float(rate), "low": low, "high": high,
+               "first": None if unknown else [number, *expected], "seconds": seconds(run), "notes": list(images.notes),
+               "confusions": [[*pair, number] for pair, number in confusions.items()],
+               "better": "" if "dinov2" in run.params["start"] else starts.better()}  # fmt: skip
+    suggested = probs[np.arange(len(probs)), found.suggested]
+    exports.write(run.path, images, found, summary | about, source, suggested)
+    return summary
+
+
+def in_words(summary: dict) -> list[str]:
+    """Return what a summary says of the labels, a sentence each."""
+    flagged = f"{summary['flagged']:,} of {summary['images']:,} labels look wrong"
+    if summary["unknown"]:
+        return [summary["unknown"], f"All the same, {flagged}: believe none of it without looking."]
+    number, expected, low, high = summary["first"]
+    return [
+        f"{flagged}.",
+        f"Estimated share of wrong labels: {summary['rate']:.1%} ({summary['low']:.1%} to {summary['high']:.1%}).",
+        f"Of the first {number:,} suspects, {expected:.0%} are likely to be wrong ({low:.0%} to {high:.0%}).",
+    ]

@@ -47,7 +47,7 @@ FORMULAS = [
     "=cmd|' '!A0",
     '-"x",1',
 ]
-SUMMARY = {"detector": "knn", "rate": 0.25, "low": 0.2, "high": 0.3, "confusions": [["قطة", "NA", 3]]}
+SUMMARY = {"detector": "knn", "unknown": "", "rate": 0.25, "low": 0.2, "high": 0.3, "confusions": [["قطة", "NA", 3]]}
 LEFT = {"suspects.csv", "gallery.html", "label_studio.json", "label_studio.xml", "fiftyone.csv", "summary.json"}
 TAGS = "html head meta title link style body header main div h1 p strong bdi details summary ol li label select option "
 TAGS += "pre input output ul a img dl dt dd br script"

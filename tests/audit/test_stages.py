@@ -31,6 +31,8 @@ def test_every_detector_can_decide_and_flags_are_ways_or_numbers():
     assert stages.plan("thorough", "knn", "25").tuned_epochs > 0
     for wrong in ("-3", "1.5", "mine", ""):
         refused(f"'{wrong}'", "own, rate", call=stages.plan)("quick", "knn", wrong)
+    for flag, precision in (("own", 1.5), ("own", -0.1), ("rate", 0.8)):
+        refused(f"precision is {precision}", call=stages.plan)("quick", "knn", flag, precision)
 
 
 def refuse(out, *makes):
@@ -41,7 +43,7 @@ def refuse(out, *makes):
 
 
 def test_a_refusal_deletes_nothing_but_what_it_left(tmp_path):
-    refuse(tmp_path / "nothing", "features")
+    refuse(tmp_path / "nothing", ".")
     refuse(tmp_path / "work", "pretrain")
     (tmp_path / "before").mkdir()
     refuse(tmp_path / "before")
@@ -192,9 +194,15 @@ def test_patches_see_large_images_smaller_and_others_the_original(stripes):
 def test_flag_by_own_threshold_by_rate_or_by_number():
     labels, probs = np.array([0, 1, 2, 0]), np.array([[0.9, 0.1, 0], [0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1]])
     ours = Suspects(np.array([0.9, 0.5, 0.1, 0.2], np.float32), np.arange(4) == 2, np.array([0, 1, 0, 1]))
-    assert stages.flag(ours, "own", 0.5, labels, probs) is ours
-    for by, rows in (("rate", [2, 3]), ("0", []), ("3", [1, 2, 3])):
-        again = stages.flag(ours, by, 0.5, labels, probs)
+    likely = np.array([0.1, 0.2, 0.9, 0.8], np.float32)
+    for by, precision, rows in (
+        ("own", 0, [2]),
+        ("rate", 0, [2, 3]),
+        ("0", 0, []),
+        ("3", 0, [1, 2, 3]),
+        ("own", 0.8, [2, 3]),
+    ):
+        again = stages.flag(ours, by, precision, 0.5, likely, labels, probs)
         assert list(np.flatnonzero(again.flagged)) == rows
         assert (again.suggested != labels)[again.flagged].all()
-    refused("5 labels", call=stages.flag)(ours, "5", 0.5, labels, probs)
+    refused("5 labels", call=stages.flag)(ours, "5", 0, 0.5, likely, labels, probs)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from ptglab import data
+from ptglab.audit import stages as steps
 from ptglab.audit import update
 from ptglab.audit.corrections import Corrections
 from ptglab.audit.reopen import Findings
@@ -58,8 +59,8 @@ def audit(run: runs.Run, source: Path, again: bool = True) -> tuple[update.Chang
     images, network = data.load(source), Means()
     change = update.begin(run, images, images.images) if again else run.keep_fingerprint(images.fingerprint)
     if not run.stage("features").done:
-        update.features(run, network, images, images.images, PLACE)
-    return change, np.array(run.stage("features").array("features")), network.seen
+        steps.features(run, {"means": network}, images, images.images, 0, PLACE, choose=False)
+    return change, np.array(run.stage("features").array("raw0")), network.seen
 
 
 def expected(source: Path) -> np.ndarray:
@@ -183,7 +184,7 @@ def test_hashes_are_of_files_or_else_of_pixels_and_a_file_that_is_gone_is_said(p
     assert all(len(digest) == 32 and int(digest, 16) >= 0 for digest in of_files + of_pixels)
     lying = replace(images, files=(), images=torch.zeros(400, 1, 4, 16, dtype=torch.uint8))
     assert not set(update.hashes(lying)) & set(update.hashes(replace(lying, images=lying.images.mT)))
-    images.files[7].unlink()
+    Path(images.files[7]).unlink()
     refused("changes while it is read", call=update.hashes)(images)
 
 

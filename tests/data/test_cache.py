@@ -135,7 +135,7 @@ def killed(source, place, at: str) -> None:
     """Build a cache in this process, which is killed when it is about to call `decode.put` or to write the plan."""
     os.environ["PTGLAB_CACHE"], cache.LARGE = str(place), 0
     module, name = (decode, "put") if at == "pixels" else (files, "write_json")
-    setattr(module, name, lambda *rest: os.kill(os.getpid(), signal.SIGKILL))
+    setattr(module, name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
     torch.set_num_threads(1)
     data.load(source)
 

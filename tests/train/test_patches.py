@@ -63,7 +63,7 @@ def textures(n: int, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
 
 @pytest.mark.parametrize("n", [64, 128, 300])
 def test_heads_know_the_labels_of_few_images(n):
-    """Of N - 1 directions, the last ones are noise: as loud as the first, they would make all images equally far apart."""
+    """Of N - 1 directions the last are noise: as loud as the first, they would put all images equally far apart."""
     images, labels = textures(n)
     x = predict.features(learned(images, number=100), images, engine.place("cpu"))
     agreement = (predict.out_of_fold(x, labels, 4).argmax(1) == labels).mean()
