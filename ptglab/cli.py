@@ -219,7 +219,7 @@ def _print_summary(out: Path) -> None:
     lines = {"images": summary["notes"][-1], "looked at": f"by {summary['start']}", "seconds": took,
              "look at": out / "gallery.html", "read": out / "report.ipynb",
              "work with": f"{out / 'suspects.csv'}, label_studio.json, fiftyone.csv, duplicates.csv, outliers.csv",
-             "review": summary["next"]["review"], "better": summary["better"]}  # fmt: skip
+             "review": summary["next"]["review"], "note": summary["better"]}  # fmt: skip
     for name, line in lines.items():
         print(f"{name:<10}{printable(str(line))}" if line else "", end="\n" if line else "")
 

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ptglab"
 SOURCES = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
 CORE = {"PIL", "filelock", "huggingface_hub", "joblib", "matplotlib", "numpy", "pandas", "ptglab", "pyarrow",
-        "safetensors", "scipy", "sklearn", "timm", "torch", "torchvision", "tqdm", *sys.stdlib_module_names}  # fmt: skip
+        "safetensors", "scipy", "sklearn", "timm", "torch", "torchvision", "tqdm",
+        *sys.stdlib_module_names}  # fmt: skip
 TORCH_DRAWS = {"rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal"}
 
 
