@@ -206,10 +206,10 @@ def _print_results(out: Path) -> None:
 
 def _print_summary(out: Path) -> None:
     """Print what an audit found, where the report is, and what to do with it."""
-    from ptglab.audit import stages
+    from ptglab.audit import exports
 
     summary, console = json.loads((out / "summary.json").read_text()), Console()
-    first, *others = stages.in_words(summary)
+    first, *others = exports.in_words(summary)
     console.print(f"\n[bold]{first}[/]", *others, sep="\n", highlight=False)
     table = Table("given", "suggested", "labels", title="most frequent", title_justify="left", box=None)
     for given, suggested, number in summary["confusions"][:5]:

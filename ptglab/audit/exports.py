@@ -40,7 +40,7 @@ def write(
 ) -> dict[str, str]:  # fmt: skip
     """Write suspects.csv, gallery.html, label_studio.json and .xml, fiftyone.csv and summary.json into `folder`.
 
-    summary: what summary.json holds, `detector`, `unknown`, `rate` (None if it is unknown), `low` and `high` at least;
+    summary: what summary.json holds, `detector` and what `in_words` reads at least;
     source: what the set was loaded from; probability: see `label_studio`. Returns `next_steps`, which summary.json
     holds as `next`. Raises InputError if the suspects are those of another set.
     """
@@ -48,11 +48,23 @@ def write(
     write_table(folder / "suspects.csv", table(image_set, suspects))
     label_studio(folder / "label_studio.json", image_set, suspects, probability)
     fiftyone(folder / "fiftyone.csv", image_set, suspects)
-    steps, known = next_steps(folder, image_set, source), summary["rate"] is not None
-    rate = [summary[name] for name in ("rate", "low", "high")] if known else None
-    gallery(folder / "gallery.html", image_set, suspects, title, summary["detector"], rate, steps, summary["unknown"])
+    steps = next_steps(folder, image_set, source)
+    gallery(folder / "gallery.html", image_set, suspects, title, summary["detector"], in_words(summary), steps)
     files.write_json(folder / "summary.json", summary | {"next": steps})
     return steps
+
+
+def in_words(summary: dict) -> list[str]:
+    """Return what a summary says of the labels, a sentence each."""
+    flagged = f"{summary['flagged']:,} of {summary['images']:,} labels look wrong"
+    if summary["unknown"]:
+        return [summary["unknown"], f"All the same, {flagged}: believe none of it without looking."]
+    number, expected, low, high = summary["first"]
+    return [
+        f"{flagged}.",
+        f"Estimated share of wrong labels: {summary['rate']:.1%} ({summary['low']:.1%} to {summary['high']:.1%}).",
+        f"Of the first {number:,} suspects, {expected:.0%} are likely to be wrong ({low:.0%} to {high:.0%}).",
+    ]
 
 
 def table(image_set: ImageSet, suspects: Suspects) -> pd.DataFrame:
@@ -140,13 +152,13 @@ def pictures(folder: str | Path, image_set: ImageSet, rows: Iterable[int]) -> li
 
 def gallery(
     path: str | Path, image_set: ImageSet, suspects: Suspects, title: str, detector: str,
-    rate: Sequence[float] | None = None, steps: Mapping[str, str] | None = None, unknown: str = "", most: int = 1000,
+    said: Sequence[str] = (), steps: Mapping[str, str] | None = None, most: int = 1000,
 ) -> None:  # fmt: skip
     """Write one HTML page, which needs no network: the suspects as cards to filter, search and sort.
 
-    rate: the estimated share of wrong labels and its interval; steps: see `next_steps`; unknown: why nothing is known.
-    There are at most `most` cards: the flagged images, the most suspicious first, and the most suspicious
-    of the others. Raises InputError if the suspects are those of another set.
+    said: sentences on the labels, see `in_words`; steps: see `next_steps`. There are at most `most` cards: the flagged
+    images, the most suspicious first, and the most suspicious of the others. Raises InputError if the suspects are
+    those of another set.
     """
     path, frame = Path(path), table(image_set, suspects)
     # Places in the order of suspicion: flagged images get a card before the others; then in that order again.
@@ -164,7 +176,7 @@ def gallery(
     pairs.sort(key=lambda p: (-p["flagged"], -p["all"], p["pair"]))
     stamp = runs.stamp()
     html = _template("gallery.html").render(
-        title=title, detector=detector, rate=rate, steps=steps, unknown=unknown, cards=cards, pairs=pairs,
+        title=title, detector=detector, said=said, steps=steps, cards=cards, pairs=pairs,
         images=len(image_set), flagged=int(suspects.flagged.sum()), unreadable=len(image_set.unreadable),
         class_names=image_set.class_names,
         versions=f"ptglab {__version__} {stamp['commit']}".strip() + f", torch {stamp['torch_version']}",

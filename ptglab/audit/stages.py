@@ -464,16 +464,3 @@ def report(
     suggested = probs[np.arange(len(probs)), found.suggested]
     exports.write(run.path, images, found, summary | about, source, suggested)
     return summary
-
-
-def in_words(summary: dict) -> list[str]:
-    """Return what a summary says of the labels, a sentence each."""
-    flagged = f"{summary['flagged']:,} of {summary['images']:,} labels look wrong"
-    if summary["unknown"]:
-        return [summary["unknown"], f"All the same, {flagged}: believe none of it without looking."]
-    number, expected, low, high = summary["first"]
-    return [
-        f"{flagged}.",
-        f"Estimated share of wrong labels: {summary['rate']:.1%} ({summary['low']:.1%} to {summary['high']:.1%}).",
-        f"Of the first {number:,} suspects, {expected:.0%} are likely to be wrong ({low:.0%} to {high:.0%}).",
-    ]

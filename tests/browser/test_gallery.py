@@ -36,7 +36,9 @@ def path(tmp_path_factory):
     suggested = np.array([image_set.class_names.index(name) for name in suggested])
     suspects = Suspects(np.array(score, np.float32), np.array(flagged), suggested)
     (folder.parent / "run").mkdir()
-    exports.gallery(folder.parent / "run" / "gallery.html", image_set, suspects, "photos", "detector", (0.4, 0.3, 0.5))
+    exports.gallery(
+        folder.parent / "run" / "gallery.html", image_set, suspects, "photos", "detector", ["4 look wrong."]
+    )
     return folder.parent / "run" / "gallery.html"
 
 
