@@ -171,8 +171,8 @@ def doctor() -> None:
 
 
 def _print_results(out: Path) -> None:
-    """Print the results as a table: mean and standard deviation over noise seeds."""
-    from ptglab.lab import runs
+    """Print the results as a table, mean and standard deviation over noise seeds, and where the gain comes from."""
+    from ptglab.lab import runs, tables
 
     frame = runs.Run(out).results()
     table = Table(title=f"{frame['noise'][0]} noise, nominal {frame['noise_rate'][0]:.0%}, "
@@ -187,6 +187,8 @@ def _print_results(out: Path) -> None:
             first = [init, mode, *cells[:3]] if row == 0 else [""] * 5
             table.add_row(*first, detector, *cells[3:])
     Console(width=max(118, Console().width)).print(table)
+    gains = tables.decompose(tables.experiments(tables.arms(frame)), "accuracy_last")
+    print("\n".join(f"at the last epoch, {said}" for said in gains["said"]))
 
 
 def _print_summary(out: Path) -> None:

@@ -90,7 +90,7 @@ def test_an_interruption_is_one_line_and_exit_130(run, monkeypatch):
 
 def test_a_dry_run_of_a_sweep_runs_nothing(run, tmp_path):
     status, out, _ = run("sweep", "smoke", "--dry-run", "--jobs", "2")
-    assert status == 0 and "5 executions" in out and "2 cells" in out and re.search(r"estimate: \d+ s with 2", out)
+    assert status == 0 and "6 executions" in out and "2 cells" in out and re.search(r"estimate: \d+ s with 2", out)
     assert not list(tmp_path.iterdir())
 
 
@@ -132,7 +132,7 @@ def test_a_demo_a_run_and_a_sweep_say_where_results_are(run, tmp_path, monkeypat
     assert status == 0 and all(words in out for words in ("nominal 40%", "2 noise seeds", "simclr", "50.0 ± 0.0"))
     assert run("run", "02_pretrain", "out.ipynb", "-p", "epochs=3") == (0, "out.ipynb\n", "")
     monkeypatch.setattr(sweeps, "run", lambda cells, out, jobs, dask: (len(cells), str(out), jobs, dask))
-    monkeypatch.setattr(board, "watch", lambda title, news, *_: 3 if news == (5, "runs/smoke", 2, "") else 0)
+    monkeypatch.setattr(board, "watch", lambda title, news, *_: 3 if news == (6, "runs/smoke", 2, "") else 0)
     status, out, _ = run("sweep", "smoke", "--jobs", "2")
     assert status == 3 and "runs/smoke/results.csv" in out
 

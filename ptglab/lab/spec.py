@@ -19,7 +19,7 @@ from ptglab.lab import notebooks
 
 MAX_SPEC, MAX_NODES = 1 << 20, 100_000  # bytes of a sweep's file, and values in it with every alias written out
 Value = bool | int | float | str
-PATHS = {"dataset", "source", "weights", "stand_in"}  # parameters that may name a file; a cell has a folder of its own
+PATHS = {"dataset", "source", "weights"}  # parameters that may name a file; a cell has a folder of its own
 SHOWN = ("init", "method", "mode", "recipe", "noise_kind", "noise_rate", "labels", "seed")  # in the name of a folder
 UNREADABLE = (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError)
 
@@ -209,7 +209,7 @@ def _check(parameters: list[dict]) -> None:
     from ptglab import data
     from ptglab.data import noise
     from ptglab.detect import cleaning, label_errors
-    from ptglab.train import backbones, finetune, pretrain
+    from ptglab.train import backbones, controls, finetune, pretrain
 
     choices = {
         "method": pretrain.METHODS, "mode": finetune.MODES, "recipe": cleaning.RECIPES, "noise_kind": noise.KINDS,
@@ -223,6 +223,8 @@ def _check(parameters: list[dict]) -> None:
             raise InputError(f"noise_rate is {values['noise_rate']}; it must lie between 0 and 1")
         if values.get("init") in pretrain.METHODS and values.get("pretrain_run") == "":
             raise InputError(f"init {values['init']} needs a pretrain_run: name a stage, as '@{values['init']}'")
+        if controls.known(values.get("init", "")) and values.get("mode", "linear") != "linear":
+            raise InputError(f"init {values['init']} is frozen: its mode is linear, not {values['mode']}")
     for source, labels in {(v["dataset"], v.get("labels", "")) for v in parameters if "dataset" in v}:
         data.check_labels(source, labels)
 

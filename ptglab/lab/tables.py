@@ -8,6 +8,7 @@ import pandas as pd
 NOISE = ["noise", "noise_rate"]  # of what is compared; human labels are told apart by their column
 SETTING = ["dataset", "n_train", *NOISE, "seed"]  # of a pair of rows whose difference is a gain
 SELF_SUPERVISED = ["simclr", "barlow_twins", "vicreg"]
+CONTROLS = ["random", "pixels", "patches"]  # frozen features that no pre-training made
 
 
 def arms(results: pd.DataFrame) -> pd.DataFrame:
@@ -84,6 +85,28 @@ def gains(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
     return pairs.assign(gain=pairs[measure] - pairs[f"{measure}_scratch"])
 
 
+def decompose(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Return the gain over scratch in two parts, a row for each noise that has scratch, a control and a method.
+
+    `freezing`: the best of CONTROLS less scratch, what not training the backbone gives; `features`: the best of
+    SELF_SUPERVISED less that control. Both with linear heads, best on average, seed by seed; `said` puts it in words.
+    """
+    linear = frame[(frame["recipe"] == "plain") & ((frame["mode"] == "linear") | (frame["arm"] == "scratch"))]
+    wide = linear.pivot_table(measure, SETTING, "init").reindex(columns=["scratch", *CONTROLS, *SELF_SUPERVISED])
+    rows = []
+    for (*_, kind, rate), seeds in wide.dropna(subset="scratch").groupby(SETTING[:-1]):
+        mean = seeds.dropna(axis=1).mean()
+        controls, starts = (mean[mean.index.isin(names)] for names in (CONTROLS, SELF_SUPERVISED))
+        if len(controls) and len(starts):
+            control, start = controls.idxmax(), starts.idxmax()
+            parts = seeds[control] - seeds["scratch"], seeds[start] - seeds[control]
+            gives, adds = (text(part.mean(), part.std()) for part in parts)
+            said = (f"{kind} {rate:.0%}: not training the backbone gives {gives} points ({control} less scratch), the "
+                    f"features add {adds} ({start} less {control}); n = {len(seeds)}")  # fmt: skip
+            rows.append([kind, rate, control, start, *(part.mean() for part in parts), said])
+    return pd.DataFrame(rows, columns=[*NOISE, "control", "start", "freezing", "features", "said"])
+
+
 def compare_published(frame: pd.DataFrame, measure: str, published: pd.DataFrame, name: str) -> pd.DataFrame:
     """Return scratch, the best self-supervised arm (plain recipe) and the gain: ours, called `name`, and the published.
 
@@ -108,5 +131,5 @@ def heading(kind: str, rate: float) -> str:
 
 
 def text(mean: float, deviation: float) -> str:
-    """Return a mean and its deviation, shares, in percent: "71.2 ± 0.4"."""
-    return f"{100 * mean:.1f} ± {100 * deviation:.1f}"
+    """Return a mean and its deviation, shares, in percent: "71.2 ± 0.4", or "71.2" where there is none."""
+    return f"{100 * mean:.1f}" + (f" ± {100 * deviation:.1f}" if deviation == deviation else "")
