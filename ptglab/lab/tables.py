@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from ptglab.train.controls import CONTROLS
+
 NOISE = ["noise", "noise_rate"]  # of what is compared; human labels are told apart by their column
 SETTING = ["dataset", "n_train", *NOISE, "seed"]  # of a pair of rows whose difference is a gain
 SELF_SUPERVISED = ["simclr", "barlow_twins", "vicreg"]
-CONTROLS = ["random", "pixels", "patches"]  # frozen features that no pre-training made
 
 
 def arms(results: pd.DataFrame) -> pd.DataFrame:
@@ -92,18 +93,16 @@ def decompose(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
     SELF_SUPERVISED less that control. Both with linear heads, best on average, seed by seed; `said` puts it in words.
     """
     linear = frame[(frame["recipe"] == "plain") & ((frame["mode"] == "linear") | (frame["arm"] == "scratch"))]
-    wide = linear.pivot_table(measure, SETTING, "init").reindex(columns=["scratch", *CONTROLS, *SELF_SUPERVISED])
-    rows = []
-    for (*_, kind, rate), seeds in wide.dropna(subset="scratch").groupby(SETTING[:-1]):
+    gained, rows = gains(linear, measure).pivot_table("gain", SETTING, "init"), []
+    for (*_, kind, rate), seeds in gained.groupby(SETTING[:-1]):
         mean = seeds.dropna(axis=1).mean()
-        controls, starts = (mean[mean.index.isin(names)] for names in (CONTROLS, SELF_SUPERVISED))
-        if len(controls) and len(starts):
-            control, start = controls.idxmax(), starts.idxmax()
-            parts = seeds[control] - seeds["scratch"], seeds[start] - seeds[control]
-            gives, adds = (text(part.mean(), part.std()) for part in parts)
+        best = (mean[mean.index.isin(names)].nlargest(1).index for names in (CONTROLS, SELF_SUPERVISED))
+        for control, start in zip(*best, strict=False):  # none if either is missing
+            freezing, features = seeds[control], seeds[start] - seeds[control]
+            gives, adds = (text(part.mean(), part.std()) for part in (freezing, features))
             said = (f"{kind} {rate:.0%}: not training the backbone gives {gives} points ({control} less scratch), the "
                     f"features add {adds} ({start} less {control}); n = {len(seeds)}")  # fmt: skip
-            rows.append([kind, rate, control, start, *(part.mean() for part in parts), said])
+            rows.append([kind, rate, control, start, freezing.mean(), features.mean(), said])
     return pd.DataFrame(rows, columns=[*NOISE, "control", "start", "freezing", "features", "said"])
 
 

@@ -6,13 +6,12 @@ from ptglab.errors import one_of
 from ptglab.train import backbones, engine, patches, starts
 
 CONTROLS = ("random", "pixels", "patches")
-SIDE = 16  # pixels a side that `pixels` has at most
-SIZES = {"lite0": 64}  # pixels a side at which a start that others have trained sees the images, if not its own size
+SIZES = {"lite0": 64}  # pixels a side to which images are enlarged for a start, if not its own size
 
 
 def known(init: str) -> bool:
-    """Return whether `init` is one of CONTROLS or a start of `starts.load` that has a name."""
-    return init in CONTROLS or init in starts.STARTS or init.startswith("timm:")
+    """Return whether `init` is one of CONTROLS or has a name that `starts.load` knows."""
+    return init in (*CONTROLS, *starts.STARTS) or init.startswith("timm:")
 
 
 def frozen(
@@ -20,19 +19,17 @@ def frozen(
 ) -> nn.Module:
     """Return a network with `num_features` for images like uint8 `images` [N, C, H, W], which is not to be trained.
 
-    init: `random`, the backbone with the weights it was drawn with; `pixels`, averaged to half of the sides and at most
-    SIDE; `patches`, learned from the images; or what `starts.load` has, trained on other images, which sees these
-    enlarged to SIZES. Raises InputError for another init, and for a start that is not to be had.
+    init: `random`, the backbone as it is drawn; `pixels`, averaged to half of the sides, at most 16; `patches`, learned
+    from the images; or a name of `starts.load`. Raises InputError for another one, or if it is not to be had.
     """
-    if not known(init):
-        one_of("init", init, [*CONTROLS, *starts.STARTS, "timm:NAME"])
     if init == "random":
         return backbones.build(backbone, width, images, seed)
     if init == "patches":
         return patches.learn(images, seed, place)
     if init != "pixels":
+        one_of("init", init, [init] if known(init) else [*CONTROLS, *starts.STARTS, "timm:NAME"])
         return starts.load(init, SIZES.get(init, 0))
-    sides = [min(SIDE, -(-side // 2)) for side in images.shape[2:]]
+    sides = [min(16, -(-side // 2)) for side in images.shape[2:]]
     network = nn.Sequential(nn.AdaptiveAvgPool2d(sides), nn.Flatten())
     network.num_features = images.shape[1] * sides[0] * sides[1]
     return network
