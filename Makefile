@@ -5,7 +5,7 @@
 # make detection how well wrong labels are found, beside cleanlab; needs CIFAR-10N, see tests/bench/test_detection.py
 # make scale     cost and memory at up to a million images, from shards to suspects; a quarter of an hour, 5 GB of disk
 # make gpu       tests of CUDA, then pre-training at full size, how fast and how good; needs a GPU and CIFAR-10
-# make table     the sweep of the digits, and its table and figures into figures/, in half an hour
+# make table     the sweep of the digits, and its table and figures into figures/, in three quarters of an hour
 # make soak      every kind of bad input through the whole audit, and twenty kills, in three quarters of an hour
 # make lab       JupyterLab with the notebooks, for this machine and its token only
 # make figures   the demo, and the pictures drawn from it into figures/
@@ -92,6 +92,7 @@ table: .venv/installed
 	    cp runs/digits/table/figures/$$name.png figures/digits_$$name.png; \
 	    cp runs/digits/table/figures/$$name.csv figures/digits_$$name.csv; done
 	cp runs/digits/results.csv figures/digits_results.csv && cp runs/digits/table/cost.csv figures/digits_cost.csv
+	cp runs/digits/table/parts.csv figures/digits_parts.csv
 
 soak: .venv/installed
 	@echo "==> every kind of bad input through the whole audit, and twenty kills"

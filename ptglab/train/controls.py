@@ -6,7 +6,7 @@ from ptglab.errors import one_of
 from ptglab.train import backbones, engine, patches, starts
 
 CONTROLS = ("random", "pixels", "patches")
-SIZES = {"lite0": 64}  # pixels a side to which images are enlarged for a start, if not its own size
+SIZES = {"lite0": 128}  # pixels a side to which images are enlarged for a start, if not its own size
 
 
 def known(init: str) -> bool:

@@ -410,7 +410,10 @@ def test_no_parameter_leads_a_cell_out_of_the_sweep(write, value):
         ([("parameters", "run_dir", "a")], ["run_dir is the sweep's to choose"]),
         ([(*LAST, "run_dir", ["a", "b"])], ["run_dir is the sweep's to choose"]),
         ([(*LAST, "init", ["vicreg"]), (*LAST, "pretrain_run", "")], ["init vicreg needs a pretrain_run", "'@vicreg'"]),
-        ([(*LAST, "init", ["random"]), (*LAST, "mode", ["linear", "full"])], ["init random is frozen", "not full"]),
+        (
+            [(*LAST, "init", "random"), (*LAST, "pretrain_run", ""), (*LAST, "mode", "full")],
+            ["random is frozen", "full"],
+        ),
         ([(*LAST, "noise_rate", [0.2, 1.5])], ["noise_rate is 1.5"]),
         ([("title", None), ("titel", "Mine")], ["'titel'", "'title'"]),
         ([("grids", 0, "notebook", None), ("grids", 0, "notbook", ONE)], ["'notbook'", "'notebook'"]),
