@@ -18,10 +18,11 @@ def arms(results: pd.DataFrame) -> pd.DataFrame:
     Human labels become a kind of noise of their own, named as their column, at their mean effective rate; -1 where
     nobody knows it.
     """
-    human = results["labels"].notna()
-    rate = results.groupby(["dataset", results["labels"].fillna("")])["effective_rate"].transform("mean").fillna(-1)
+    labels = results["labels"].astype("object")
+    human = labels.notna()
+    rate = results.groupby(["dataset", labels.fillna("")])["effective_rate"].transform("mean").fillna(-1)
     frame = results.assign(
-        noise=results["labels"].astype("object").where(human, results["noise"]),
+        noise=labels.where(human, results["noise"]),
         noise_rate=rate.where(human, results["noise_rate"]).round(2),
     )
     names = frame["init"] + " + " + frame["mode"] + (", " + frame["recipe"]).where(frame["recipe"] != "plain", "")

@@ -97,7 +97,7 @@ def parts() -> pd.DataFrame:
     }  # fmt: skip
     about = {"dataset": "d", "n_train": 9, "recipe": "plain", "noise": "uniform"}
     rows = [
-        about | {"init": init, "mode": mode, "noise_rate": rate, "seed": seed, "a": value, "labels": None,
+        about | {"init": init, "mode": mode, "noise_rate": rate, "seed": seed, "a": value, "labels": np.nan,
                  "effective_rate": rate, "backbone": "r", "loss": "c"}
         for (init, mode), values in accuracy.items() for seed, value in enumerate(values) for rate in (0.2, 0.4)
         if rate == 0.4 or init not in controls.CONTROLS
