@@ -25,7 +25,7 @@ def frozen(
     if init == "random":
         return backbones.build(backbone, width, images, seed)
     if init == "patches":
-        return patches.learn(images, seed, place)
+        return patches.learn(images, seed, place, share=0.9)  # heads standardise the rest, and memorise by it
     if init != "pixels":
         one_of("init", init, [init] if known(init) else [*CONTROLS, *starts.STARTS, "timm:NAME"])
         return starts.load(init, SIZES.get(init, 0))

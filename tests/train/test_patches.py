@@ -49,6 +49,18 @@ def test_features_are_the_principal_directions_of_the_responses(few):
     assert (np.diff(variance) < 1e-3 * variance[0]).all() and 0.7 * 200 < variance.sum() <= 200 * 1.001
 
 
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_the_fewest_directions_that_hold_a_share_of_the_variance(few, share):
+    every, fewer = learned(few.images, number=20, out=80), learned(few.images, number=20, out=80, share=share)
+    held = predict.features(every, few.images, engine.place("cpu")).var(0).cumsum() / 80
+    assert held[fewer.num_features - 1] >= share - 1e-3 and held[fewer.num_features - 2] < share
+    np.testing.assert_allclose(
+        predict.features(fewer, few.images, engine.place("cpu")),
+        predict.features(every, few.images, engine.place("cpu"))[:, : fewer.num_features],
+        atol=1e-4,
+    )
+
+
 def test_patches_tell_digits_apart(digits):
     """Neighbours in the rest vote for the label of each of a quarter of the images."""
     x = predict.features(learned(digits.images), digits.images, engine.place("cpu"))
