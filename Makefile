@@ -1,4 +1,4 @@
-# make demo      the whole story on embedded digits, in a few minutes
+# make demo      the whole story on embedded digits, in eight minutes of one core
 # make test      lint, import rules, unit tests, browser tests and every notebook, in about 12 minutes
 # make test-all  the same, then slow tests, notebooks as they are, and make soak; an hour and a half
 # make bench     ours beside the peers, on the same work in the same run

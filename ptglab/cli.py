@@ -38,7 +38,7 @@ def cli() -> None:
         "not run again.")  # fmt: skip
 @parameters_option
 def demo(out: Path, parameter: tuple[str, ...]) -> None:
-    """Run the whole story on the embedded digits, in about four minutes.
+    """Run the whole story on the embedded digits, in about eight minutes of one CPU core.
 
     Pre-trains without labels, fine-tunes on wrong ones, finds them; leaves figures, results and the notebook.
     """
