@@ -1,12 +1,11 @@
-# make demo      the whole story on embedded digits, in a few minutes
+# make demo      the whole story on embedded digits, in eight minutes of one core
 # make test      lint, import rules, unit tests, browser tests and every notebook, in about 12 minutes
 # make test-all  the same, then slow tests, notebooks as they are, and make soak; an hour and a half
 # make bench     ours beside the peers, on the same work in the same run
 # make detection how well wrong labels are found, beside cleanlab; needs CIFAR-10N, see tests/bench/test_detection.py
-# make controls  the control arms of the README's table: an untrained network, pixels; seconds
 # make scale     cost and memory at up to a million images, from shards to suspects; a quarter of an hour, 5 GB of disk
 # make gpu       tests of CUDA, then pre-training at full size, how fast and how good; needs a GPU and CIFAR-10
-# make table     the sweep of the digits, and its table and figures into figures/, in half an hour
+# make table     the sweep of the digits, and its table and figures into figures/, in three quarters of an hour
 # make soak      every kind of bad input through the whole audit, and twenty kills, in three quarters of an hour
 # make lab       JupyterLab with the notebooks, for this machine and its token only
 # make figures   the demo, and the pictures drawn from it into figures/
@@ -18,10 +17,10 @@ PYTHON ?= python3
 LAB := --ip=127.0.0.1 --ServerApp.allow_remote_access=False --ServerApp.allow_origin='' --ServerApp.disable_check_xsrf=False
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo lint test test-all nbval-first nbval-second bench detection controls scale gpu table soak lab figures audit-dependencies
+.PHONY: help demo lint test test-all nbval-first nbval-second bench detection scale gpu table soak lab figures audit-dependencies
 
 help:
-	@sed -n 's/^# //p' Makefile | head -14
+	@sed -n 's/^# //p' Makefile | head -13
 
 .venv/installed: pyproject.toml
 	@echo "==> making .venv and installing ptglab with its notebook and test packages (a few minutes, about 5.5 GB)"
@@ -77,10 +76,6 @@ detection: .venv/installed
 	@echo "==> detectors beside cleanlab, into runs/detection"
 	$(BIN)/python -m pytest -m bench tests/bench/test_detection.py
 
-controls: .venv/installed
-	@echo "==> heads on an untrained network and on pixels, into runs/controls"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m bench tests/bench/test_controls.py
-
 scale: .venv/installed
 	@echo "==> a million generated images, into runs/scale"
 	$(BIN)/python -m pytest -m bench tests/bench/test_million.py
@@ -97,6 +92,7 @@ table: .venv/installed
 	    cp runs/digits/table/figures/$$name.png figures/digits_$$name.png; \
 	    cp runs/digits/table/figures/$$name.csv figures/digits_$$name.csv; done
 	cp runs/digits/results.csv figures/digits_results.csv && cp runs/digits/table/cost.csv figures/digits_cost.csv
+	cp runs/digits/table/parts.csv figures/digits_parts.csv
 
 soak: .venv/installed
 	@echo "==> every kind of bad input through the whole audit, and twenty kills"

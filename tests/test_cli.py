@@ -108,7 +108,7 @@ def test_output_that_nobody_reads_is_no_error(words, tmp_path):
 
 def test_a_dry_run_of_a_sweep_runs_nothing(run, tmp_path):
     status, out, _ = run("sweep", "smoke", "--dry-run", "--jobs", "2")
-    assert status == 0 and "5 executions" in out and "2 cells" in out and re.search(r"estimate: \d+ s with 2", out)
+    assert status == 0 and "6 executions" in out and "2 cells" in out and re.search(r"estimate: \d+ s with 2", out)
     assert not list(tmp_path.iterdir())
 
 
@@ -157,14 +157,18 @@ def test_an_audit_says_what_it_found(run, tmp_path, monkeypatch, unknown):
 
 
 def test_a_demo_a_run_and_a_sweep_say_where_results_are(run, tmp_path, monkeypatch):
-    row = {"noise": "uniform", "noise_rate": 0.4, "effective_rate": 0.4, "n_train": 9, "mode": "linear", "f1": 0.5}
-    rows = [row | {"init": init, "seed": s, "detector": "knn"} for init in ("scratch", "simclr") for s in (0, 1)]
+    row = {"dataset": "digits", "noise": "uniform", "noise_rate": 0.4, "effective_rate": 0.4, "n_train": 9, "f1": 0.5,
+           "recipe": "plain", "detector": "knn"}  # fmt: skip
+    arms = {("scratch", "full"): 0.5, ("pixels", "linear"): 0.75, ("simclr", "linear"): 0.875}
+    rows = [row | {"init": init, "mode": mode, "accuracy_last": last, "seed": s}
+            for (init, mode), last in arms.items() for s in (0, 1)]  # fmt: skip
     monkeypatch.setattr(cli.notebooks, "execute", lambda *_: runs.start("runs/demo").save_results(rows))
     status, out, _ = run("demo")
     assert status == 0 and all(words in out for words in ("nominal 40%", "2 noise seeds", "simclr", "50.0 ± 0.0"))
+    assert "25.0 ± 0.0 points (pixels less scratch), the features add 12.5 ± 0.0 (simclr less pixels); n = 2" in out
     assert run("run", "02_pretrain", "out.ipynb", "-p", "epochs=3") == (0, "out.ipynb\n", "")
     monkeypatch.setattr(sweeps, "run", lambda cells, out, jobs, dask: (len(cells), str(out), jobs, dask))
-    monkeypatch.setattr(board, "watch", lambda title, news, *_: 3 if news == (5, "runs/smoke", 2, "") else 0)
+    monkeypatch.setattr(board, "watch", lambda title, news, *_: 3 if news == (6, "runs/smoke", 2, "") else 0)
     status, out, _ = run("sweep", "smoke", "--jobs", "2")
     assert status == 3 and "runs/smoke/results.csv" in out
 

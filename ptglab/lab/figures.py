@@ -17,9 +17,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 INK, MUTED, PALE = "#222222", "#767676", "#BBBBBB"
-# scratch, then the ways of pre-training; orange is kept for what is wrong
+# scratch, the ways of pre-training, controls; orange is kept for what is wrong
 COLOURS = {"scratch": "#555555", "simclr": "#0072B2", "barlow_twins": "#009E73", "vicreg": "#CC79A7",
-           "imagenet": "#56B4E9", "tiny_imagenet": "#56B4E9"}  # fmt: skip
+           "random": "#8A8A8A", "pixels": "#999933", "patches": "#882255", "lite0": "#56B4E9"}  # fmt: skip
 OTHERS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#555555", "#F0E442")
 WRONG = "#D55E00"
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))

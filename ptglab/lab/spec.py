@@ -25,7 +25,7 @@ MAX_CELLS = 10_000  # of a sweep
 MARK = "finished.json"  # what a finished cell left: the bytes of its notebook, and a hash of each of TABLES
 TABLES = ("results.csv", "curves.csv")  # what is gathered from the cells, where they leave it
 Value = bool | int | float | str
-PATHS = {"dataset", "source", "weights", "stand_in"}  # parameters that may name a file; a cell has a folder of its own
+PATHS = {"dataset", "source", "weights"}  # parameters that may name a file; a cell has a folder of its own
 SHOWN = ("init", "method", "mode", "recipe", "noise_kind", "noise_rate", "labels", "seed")  # in the name of a folder
 UNREADABLE = (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError)
 
@@ -239,7 +239,7 @@ def _check(parameters: list[dict]) -> None:
     from ptglab import data
     from ptglab.data import noise
     from ptglab.detect import cleaning, label_errors
-    from ptglab.train import backbones, finetune, pretrain
+    from ptglab.train import backbones, controls, finetune, pretrain
 
     choices = {
         "method": pretrain.METHODS, "mode": finetune.MODES, "recipe": cleaning.RECIPES, "noise_kind": noise.KINDS,
@@ -253,6 +253,8 @@ def _check(parameters: list[dict]) -> None:
             raise InputError(f"noise_rate is {values['noise_rate']}; it must lie between 0 and 1")
         if values.get("init") in pretrain.METHODS and values.get("pretrain_run") == "":
             raise InputError(f"init {values['init']} needs a pretrain_run: name a stage, as '@{values['init']}'")
+        if controls.known(values.get("init", "")) and values.get("mode", "linear") != "linear":
+            raise InputError(f"init {values['init']} is frozen: its mode is linear, not {values['mode']}")
     for source, labels in {(v["dataset"], v.get("labels", "")) for v in parameters if "dataset" in v}:
         data.check_labels(source, labels)
 

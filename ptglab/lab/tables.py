@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from ptglab.train.controls import CONTROLS
+
 NOISE = ["noise", "noise_rate"]  # of what is compared; human labels are told apart by their column
 SETTING = ["dataset", "n_train", *NOISE, "seed"]  # of a pair of rows whose difference is a gain
 SELF_SUPERVISED = ["simclr", "barlow_twins", "vicreg"]
@@ -16,10 +18,11 @@ def arms(results: pd.DataFrame) -> pd.DataFrame:
     Human labels become a kind of noise of their own, named as their column, at their mean effective rate; -1 where
     nobody knows it.
     """
-    human = results["labels"].notna()
-    rate = results.groupby(["dataset", results["labels"].fillna("")])["effective_rate"].transform("mean").fillna(-1)
+    labels = results["labels"].astype("object")
+    human = labels.notna()
+    rate = results.groupby(["dataset", labels.fillna("")])["effective_rate"].transform("mean").fillna(-1)
     frame = results.assign(
-        noise=results["labels"].astype("object").where(human, results["noise"]),
+        noise=labels.where(human, results["noise"]),
         noise_rate=rate.where(human, results["noise_rate"]).round(2),
     )
     names = frame["init"] + " + " + frame["mode"] + (", " + frame["recipe"]).where(frame["recipe"] != "plain", "")
@@ -83,6 +86,26 @@ def gains(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
     scratch = frame.loc[frame["arm"] == "scratch", [*SETTING, measure]]
     pairs = frame[frame["arm"] != "scratch"].merge(scratch, on=SETTING, suffixes=("", "_scratch"))
     return pairs.assign(gain=pairs[measure] - pairs[f"{measure}_scratch"])
+
+
+def decompose(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Return the gain over scratch in two parts, a row for each noise that has scratch, a control and a method.
+
+    `freezing`: the best of CONTROLS less scratch, what not training the backbone gives; `features`: the best of
+    SELF_SUPERVISED less that control. Both with linear heads, best on average, seed by seed; `said` puts it in words.
+    """
+    linear = frame[(frame["recipe"] == "plain") & ((frame["mode"] == "linear") | (frame["arm"] == "scratch"))]
+    gained, rows = gains(linear, measure).pivot_table("gain", SETTING, "init"), []
+    for (*_, kind, rate), seeds in gained.groupby(SETTING[:-1]):
+        mean = seeds.dropna(axis=1).mean()
+        best = (mean[mean.index.isin(names)].nlargest(1).index for names in (CONTROLS, SELF_SUPERVISED))
+        for control, start in zip(*best, strict=False):  # none if either is missing
+            freezing, features = seeds[control], seeds[start] - seeds[control]
+            gives, adds = (text(part.mean(), part.std()) for part in (freezing, features))
+            said = (f"{kind} {rate:.0%}: not training the backbone gives {gives} points ({control} less scratch), the "
+                    f"features add {adds} ({start} less {control}); n = {len(seeds)}")  # fmt: skip
+            rows.append([kind, rate, control, start, freezing.mean(), features.mean(), said])
+    return pd.DataFrame(rows, columns=[*NOISE, "control", "start", "freezing", "features", "said"])
 
 
 def compare_published(frame: pd.DataFrame, measure: str, published: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -68,11 +68,13 @@ class Patches(nn.Module):
 
 
 def learn(
-    images: Tensor, seed: int, place: engine.Place | None = None, number: int = 400, side: int = 6, out: int = 256
-) -> Patches:
+    images: Tensor, seed: int, place: engine.Place | None = None, number: int = 400, side: int = 6, out: int = 256,
+    share: float = 1.0,
+) -> Patches:  # fmt: skip
     """Return features learned from uint8 `images` [N, C, H, W] alone.
 
-    number: K, how many centroids; side: of a patch, in pixels; out: D, how many features, fewer for few images.
+    number: K, how many centroids; side: of a patch, in pixels; out: D, how many features, fewer for few images, or if
+    fewer hold the `share` of the variance.
     """
     place, (n, channels, height, width) = place or engine.place(), images.shape
     side = min(side, height, width)
@@ -92,7 +94,8 @@ def learn(
     sample = engine.evaluate(network.to(place.device), images[:: -(-n // MOST)], place)  # [M, R]
     means, deviation = sample.mean(0), sample.std(0, correction=0).clamp(min=1e-6)
     sample = (sample - means) / deviation
-    _, vectors = torch.linalg.eigh(sample.T @ sample)
+    values, vectors = torch.linalg.eigh(sample.T @ sample)
+    out = min(out, 1 + int((values.flip(0).cumsum(0) < share * values.sum()).sum()))
     network.means, network.directions = means, vectors.flip(1)[:, : min(out, len(sample) - 1)] / deviation[:, None]
     network.sizes["out"] = network.directions.shape[1]
     return network

@@ -48,15 +48,7 @@ def left(request, tmp_path) -> tuple[data.ImageSet, np.ndarray, Path, dict[str, 
     images = replace(data.load(source), class_names=CLASSES)
     images = images if request.param == "files" else replace(images, files=())
     suspects = Suspects(rng.random(18).astype(np.float32), np.arange(18) % 3 < 2, (images.labels_given + 1) % 4)
-    summary = {
-        "detector": "ensemble",
-        "unknown": "Nothing.",
-        "flagged": 1,
-        "images": 9,
-        "rate": 0.1,
-        "low": 0.1,
-        "high": 0.1,
-    }
+    summary = {"detector": "ensemble", "unknown": "Nothing.", "flagged": 1, "images": 9}
     probability = rng.random(18)
     run.mkdir()
     return images, probability, run, exports.write(run, images, suspects, summary, source, probability)

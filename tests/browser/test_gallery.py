@@ -36,10 +36,9 @@ def path(tmp_path_factory):
     suggested = np.array([image_set.class_names.index(name) for name in suggested])
     suspects = Suspects(np.array(score, np.float32), np.array(flagged), suggested)
     (folder.parent / "run").mkdir()
-    exports.gallery(
-        folder.parent / "run" / "gallery.html", image_set, suspects, "photos", "detector", ["4 look wrong."]
-    )
-    return folder.parent / "run" / "gallery.html"
+    page = folder.parent / "run" / "gallery.html"
+    exports.gallery(page, image_set, suspects, "photos", "detector", ["4 look wrong."])
+    return page
 
 
 @pytest.fixture

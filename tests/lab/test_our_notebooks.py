@@ -84,9 +84,10 @@ def test_steps_hand_results_on(steps):
     results = pd.read_csv(steps / "04_label_errors" / "results.csv")
     assert list(results.columns) == runs.RESULT_COLUMNS
     assert set(zip(results["init"], results["mode"], strict=True)) == {
-        ("scratch", "full"), ("simclr", "linear"), ("simclr", "light"), ("simclr", "full")
+        ("scratch", "full"), ("random", "linear"), ("pixels", "linear"), ("patches", "linear"), ("simclr", "linear"),
+        ("simclr", "light"), ("simclr", "full"),
     }  # fmt: skip
-    assert len(results) == 4 * results["detector"].nunique()
+    assert len(results) == 7 * results["detector"].nunique()
     measured = ["accuracy_last", "accuracy_best", "accuracy_selected", "f1", "balanced_accuracy", "auroc"]
     assert results[measured].notna().all(axis=None)
     assert (results["accuracy_best"] >= results[["accuracy_last", "accuracy_selected"]].max(axis=1)).all()
@@ -205,3 +206,15 @@ def test_suspects_are_reviewed_without_a_browser(audited):
     noise = pd.read_csv(run / "figures" / "mended.csv", index_col=0).filter(like="estimated share of wrong", axis=0)
     assert len(noise) == 2 and (noise["after"] < noise["before"] - 3).all()
     assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.slow
+def test_starts_are_compared_without_and_with_our_own(steps):
+    """Each is scored with both detectors on the same planted labels, and the network of notebook 2 is among them."""
+    execute("10_starts", steps.parent, subset=SMALL["subset"], width=8, sizes="32", pretrain_run="runs/02_pretrain")
+    table = pd.read_csv(steps / "10_starts" / "starts.csv")
+    starts = ["random", "pixels", "patches", "lite0 at 32", "simclr", "together"]
+    assert list(table["start"].unique()) == starts and (table.groupby("start")["detector"].nunique() == 2).all()
+    best = table[table["start"] == "pixels"].set_index("detector")
+    assert best["knn"].iloc[0] > 0.8 and best.loc["ensemble", "f1"] > 0.8
+    assert table[["knn", "agree", "f1", "average_precision"]].apply(lambda x: x.between(0, 1)).all(axis=None)

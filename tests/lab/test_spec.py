@@ -191,7 +191,7 @@ def test_folders_do_not_depend_on_order_nor_on_where_it_runs_nor_on_how_it_is_sa
 @pytest.fixture
 def own(tmp_path):
     """A notebook whose parameters name files."""
-    source = 'run_dir = "r"\ndataset = "digits"\nlabels = ""\nstand_in = ""\nweights = ""\nsource = ""\nother = ""\n'
+    source = 'run_dir = "r"\ndataset = "digits"\nlabels = ""\nweights = ""\nsource = ""\nother = ""\n'
     cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source}
     (tmp_path / "own.ipynb").write_text(json.dumps({"cells": [cell], "metadata": {}}))
     return str(tmp_path / "own.ipynb")
@@ -212,14 +212,14 @@ def test_relative_paths_become_absolute(write, tmp_path, monkeypatch, own):
     photos(tmp_path / "here")
     photos(tmp_path / "digits")
     photos(tmp_path / "root" / "there")
-    values = {"weights": "here/a.png", "stand_in": "there", "source": "here/../digits", "other": "here"}
+    values = {"weights": "there", "source": "here/../digits", "other": "here"}
     grid = {"notebook": own, "parameters": {"dataset": ["here", "there", "digits", "./digits"]} | values}
     cells = read_and_plan(write(("grids", [grid]), ("parameters", {})))
     root = tmp_path / "root" / "there"
     expected = [str(tmp_path / "here"), str(root), "digits", str(tmp_path / "digits")]
     assert [cell.parameters["dataset"] for cell in cells] == expected
     assert cells[0].parameters == {
-        "dataset": expected[0], "labels": "", "weights": str(tmp_path / "here" / "a.png"), "stand_in": str(root),
+        "dataset": expected[0], "labels": "", "weights": str(root),
         "source": str(tmp_path / "digits"), "other": "here",
     }  # fmt: skip
 
@@ -410,6 +410,10 @@ def test_no_parameter_leads_a_cell_out_of_the_sweep(write, value):
         ([("parameters", "run_dir", "a")], ["run_dir is the sweep's to choose"]),
         ([(*LAST, "run_dir", ["a", "b"])], ["run_dir is the sweep's to choose"]),
         ([(*LAST, "init", ["vicreg"]), (*LAST, "pretrain_run", "")], ["init vicreg needs a pretrain_run", "'@vicreg'"]),
+        (
+            [(*LAST, "init", "random"), (*LAST, "pretrain_run", ""), (*LAST, "mode", "full")],
+            ["random is frozen", "full"],
+        ),
         ([(*LAST, "noise_rate", [0.2, 1.5])], ["noise_rate is 1.5"]),
         ([("title", None), ("titel", "Mine")], ["'titel'", "'title'"]),
         ([("grids", 0, "notebook", None), ("grids", 0, "notbook", ONE)], ["'notbook'", "'notebook'"]),

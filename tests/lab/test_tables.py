@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from ptglab.lab import spec, tables
+from ptglab.train import controls
 
 
 @pytest.fixture
@@ -84,3 +85,39 @@ def test_what_nobody_knows_is_said(results):
     assert tables.settings(frame)[-1] == ("mini", -1)
     assert tables.heading("mini", -1) == "mini\nrate unknown" and tables.heading("label_worse", 0.4) == "worse\n40%"
     assert tables.grid(tables.experiments(frame), "accuracy_last")[1].shape == (3, 4)
+
+
+@pytest.fixture
+def parts() -> pd.DataFrame:
+    """Experiments under two rates and two seeds: at 0.4 with controls and two methods, at 0.2 without a control."""
+    accuracy = {
+        ("scratch", "full"): (0.7, 0.74), ("random", "linear"): (0.9, 0.8), ("pixels", "linear"): (0.88, 0.9),
+        ("simclr", "linear"): (0.95, 0.97), ("simclr", "full"): (0.99, 0.99), ("vicreg", "linear"): (0.96, 0.94),
+        ("lite0", "linear"): (0.99, 0.99),
+    }  # fmt: skip
+    about = {"dataset": "d", "n_train": 9, "recipe": "plain", "noise": "uniform"}
+    rows = [
+        about | {"init": init, "mode": mode, "noise_rate": rate, "seed": seed, "a": value, "labels": np.nan,
+                 "effective_rate": rate, "backbone": "r", "loss": "c"}
+        for (init, mode), values in accuracy.items() for seed, value in enumerate(values) for rate in (0.2, 0.4)
+        if rate == 0.4 or init not in controls.CONTROLS
+    ]  # fmt: skip
+    rows.append(rows[-1] | {"init": "simclr", "recipe": "gce", "a": 1.0})
+    return tables.arms(pd.DataFrame(rows))
+
+
+def test_the_gain_is_told_in_two_parts_by_hand(parts):
+    """Pixels (.89 on average) are the best control, SimCLR with a linear head (.96) the best method; seed by seed."""
+    [row] = tables.decompose(parts.sample(frac=1, random_state=0), "a").to_dict("records")
+    assert (row["noise_rate"], row["control"], row["start"]) == (0.4, "pixels", "simclr")
+    assert row["freezing"] == pytest.approx((0.18 + 0.16) / 2) and row["features"] == pytest.approx(0.07)
+    assert "uniform 40%" in row["said"] and "17.0 ± 1.4" in row["said"] and "7.0 ± 0.0" in row["said"]
+    gains = tables.gains(parts, "a").query("noise_rate == 0.4 and arm == 'simclr + linear'")["gain"]
+    assert row["freezing"] + row["features"] == pytest.approx(gains.mean())
+
+
+def test_parts_of_one_seed_have_no_deviation_and_lacking_arms_no_parts(parts):
+    alone = tables.decompose(parts[parts["seed"] == 0], "a")
+    assert alone["control"].tolist() == ["random"] and "±" not in alone["said"][0] and "n = 1" in alone["said"][0]
+    for lacking in ("scratch", "simclr|vicreg", "random|pixels"):
+        assert tables.decompose(parts[~parts["init"].str.fullmatch(lacking)], "a").empty

@@ -70,6 +70,18 @@ def test_heads_know_the_labels_of_few_images(n):
     assert agreement > 0.6, agreement
 
 
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_the_fewest_directions_that_hold_a_share_of_the_variance(few, share):
+    every, fewer = learned(few.images, number=20, out=80), learned(few.images, number=20, out=80, share=share)
+    held = predict.features(every, few.images, engine.place("cpu")).var(0).cumsum() / 80
+    assert held[fewer.num_features - 1] >= share - 1e-3 and held[fewer.num_features - 2] < share
+    np.testing.assert_allclose(
+        predict.features(fewer, few.images, engine.place("cpu")),
+        predict.features(every, few.images, engine.place("cpu"))[:, : fewer.num_features],
+        atol=1e-4,
+    )
+
+
 def test_patches_tell_digits_apart(digits):
     """Neighbours in the rest vote for the label of each of a quarter of the images."""
     x = predict.features(learned(digits.images), digits.images, engine.place("cpu"))
