@@ -24,7 +24,7 @@ from ptglab.train import backbones, engine, predict, pretrain
 
 OUT = Path("runs/recipes")
 SOURCES = {"cifar10": os.environ.get("PTGLAB_CIFAR10", "cifar10"), "digits": "digits"}
-NUMBER, WIDTH, SHOWN = 5000, 16, 7  # training images, channels of the first stage, points of a curve
+NUMBER, TESTS, WIDTH, SHOWN = 5000, 2000, 16, 4  # images, channels of the first stage, points of a curve
 MINUTES = {"cifar10": float(os.environ.get("PTGLAB_MINUTES", 5)), "digits": 1.0}
 SEEDS = range(int(os.environ.get("PTGLAB_SEEDS", 1)))
 ARMS = {  # name -> method, schedule, what is changed: our heads are as narrow as in the sweeps for a CPU
@@ -45,12 +45,12 @@ PLACE = engine.place("cpu", compile_from=math.inf)
 
 
 def loaded(name: str) -> tuple[data.ImageSet, data.ImageSet]:
-    """Return up to NUMBER training images and all test images of a set, the same for every recipe and seed."""
+    """Return up to NUMBER training images and TESTS test images of a set, the same for every recipe and seed."""
     try:
         train, test = (data.load(SOURCES[name], split) for split in ("train", "test"))
     except InputError as error:
         pytest.skip(f"{name} is not here: {error}")
-    return train.subset(min(NUMBER, len(train)), seed=0), test
+    return tuple(x.subset(min(most, len(x)), seed=0) for x, most in ((train, NUMBER), (test, TESTS)))
 
 
 def seconds(images: Tensor, row: pretrain.Recipe, method: str, options: dict) -> float:
@@ -76,18 +76,14 @@ def test_equal_minutes(name, arm, seed, monkeypatch, capsys):
     if path.exists():
         return
     (train, test), (method, schedule, changes) = loaded(name), ARMS[arm]
-    monkeypatch.setattr(pretrain, "KNN_ROWS", 1)
     monkeypatch.setitem(pretrain.METHODS, method, replace(pretrain.METHODS[method], **CROPS.get(arm, {})))
     truth = train.labels_given if train.labels_true is None else train.labels_true
     row = pretrain.recipe(method, schedule, **changes)
     options = changes | {"schedule": schedule, "augmentation": pretrain.views(method, name, schedule)}
     epochs = max(2, round(60 * MINUTES[name] / seconds(train.images, row, method, options)))
     network = backbones.build("resnet18", WIDTH, train.images, seed)
-    steps, spent, rows = (
-        pretrain.train(network, train.images, method, epochs=epochs, seed=seed, place=PLACE, **options),
-        0,
-        [],
-    )
+    steps = pretrain.train(network, train.images, method, epochs=epochs, seed=seed, place=PLACE, **options)
+    spent, rows = 0, []
     for epoch in range(1, epochs + 1):
         start = time.process_time()
         next(steps)
@@ -98,12 +94,10 @@ def test_equal_minutes(name, arm, seed, monkeypatch, capsys):
             rows.append({"epoch": epoch, "minutes": spent / 60, "knn": knn})
     weight, bias = predict.linear_heads(bank, truth, train.num_classes)
     rows[-1]["linear"] = float(((queries @ weight[0] + bias[0]).argmax(1) == test.labels_given).mean())
-    about = {"dataset": name, "n_train": len(train), "width": WIDTH, "recipe": arm, "batch_size": row.batch_size,
+    about = {"dataset": name, "n_train": len(train), "n_test": len(test), "width": WIDTH, "recipe": arm, "batch_size": row.batch_size,
              "seed": seed, "epochs": epochs}  # fmt: skip
-    table = pd.DataFrame([about | each for each in rows]).assign(
-        device=runs.hardware(PLACE.device), threads=1, **runs.stamp()
-    )
-    files.write_csv(path, table)
+    about |= {"device": runs.hardware(PLACE.device), "threads": 1} | runs.stamp()
+    files.write_csv(path, pd.DataFrame([about | each for each in rows]))
     with capsys.disabled():
         print(f"\n{name}, {arm}, seed {seed}: {rows[-1]}")
 
