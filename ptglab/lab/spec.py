@@ -123,7 +123,11 @@ def names() -> list[str]:
 
 
 def published():
-    """Return a DataFrame of the figures that others published, one a row, with their source."""
+    """Return a DataFrame of the figures that others published, one a row, with their source.
+
+    `paper` is Pre-train to Gain (arXiv 2511.20844, n = 5) by its authors' result tables; `summary` is the summary of it
+    that this lab began from, whose figures are in none of these.
+    """
     return files.read_csv(_folder() / "published.csv")
 
 
@@ -219,6 +223,9 @@ def _check(parameters: list[dict]) -> None:
         for name in choices.keys() & values.keys():
             for one in values[name].split(","):  # detectors are a list
                 one_of(name, one, choices[name])
+        if {"method", "schedule"} <= values.keys():
+            changes = {name: values[name] for name in pretrain.CHANGES if name in values}
+            pretrain.recipe(values["method"], values["schedule"], **changes)
         if not 0 <= values.get("noise_rate", 0) <= 1:
             raise InputError(f"noise_rate is {values['noise_rate']}; it must lie between 0 and 1")
         if values.get("init") in pretrain.METHODS and values.get("pretrain_run") == "":

@@ -66,9 +66,7 @@ PRESETS: dict[str, tuple[Recipe, Recipe]] = {
     "weak_shift": (replace(_WEAK, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), shift=4),) * 2,
     "weak_digits": (replace(_WEAK, crop_scale=(0.7, 1.0), flip=0.0),) * 2,
 }
-for _name in [
-    name for name in PRESETS if not name.endswith("digits")
-]:  # for images whose classes a mirror would confuse
+for _name in [*PRESETS]:  # for images whose classes a mirror would confuse
     PRESETS[f"{_name}_unflipped"] = tuple(replace(recipe, flip=0.0) for recipe in PRESETS[_name])
 MIRROR_SENSITIVE = {"digits", "svhn"}  # data whose classes a flip would confuse
 
@@ -85,32 +83,24 @@ def for_dataset(name: str, dataset: str) -> str:
 
 
 def preset(name: str | tuple[Recipe, Recipe]) -> tuple[Recipe, Recipe]:
-    """Return the recipes of the first and second view, which may be given as they are.
-
-    Raises InputError for an unknown name.
-    """
+    """Return the recipes of the first and second view, or those given. Raises InputError for an unknown name."""
     return PRESETS[one_of("augmentation", name, PRESETS)] if isinstance(name, str) else name
 
 
-def adjusted(name: str, jitter: float = 0.0, crop: float = 0.0) -> str | tuple[Recipe, Recipe]:
-    """Return preset `name` with another strength of colours and crops; its name if both are 0, which is its own.
+def adjusted(name: str, jitter: float, crop: float) -> tuple[Recipe, ...]:
+    """Return preset `name` with another half-width of brightness, `jitter`, and another least area kept, `crop`.
 
-    jitter: the half-width of the change of brightness; contrast, saturation and hue change in proportion. crop: the
-    smallest share of the area that is kept. Raises InputError for values that are out of range.
+    Other colours change in proportion; 0 leaves either as it is. Raises InputError for what is not between 0 and 1.
     """
     if not (0 <= jitter <= 1 and 0 <= crop <= 1):
         raise InputError(f"jitter is {jitter}, crop {crop}; both must lie between 0 and 1")
-    if not jitter and not crop:
-        return name
-    return tuple(_adjusted(recipe, jitter or recipe.brightness, crop) for recipe in preset(name))
-
-
-def _adjusted(recipe: Recipe, jitter: float, crop: float) -> Recipe:
-    colours = ("brightness", "contrast", "saturation", "hue")
-    changed = {name: getattr(recipe, name) * jitter / recipe.brightness for name in colours}
-    return replace(
-        recipe, **changed | {"hue": min(0.5, changed["hue"])}, crop_scale=(crop or recipe.crop_scale[0], 1.0)
-    )
+    found = []
+    for each in preset(name):
+        times, least = jitter / each.brightness if jitter else 1, crop or each.crop_scale[0]
+        colours = {key: times * getattr(each, key) for key in ("brightness", "contrast", "saturation")}
+        crops = least, max(least, each.crop_scale[1])
+        found.append(replace(each, **colours, hue=min(0.5, times * each.hue), crop_scale=crops))
+    return tuple(found)
 
 
 def draw(recipe: Recipe, shape: tuple[int, ...], rng: torch.Generator) -> dict[str, Tensor | int | None]:
@@ -199,8 +189,7 @@ def weak(
     images: Tensor, name: str, rng: torch.Generator, change: Callable[..., Tensor] = apply, part: Part | None = None
 ) -> Tensor:
     """Return one such copy, by the first recipe of preset `name`, for supervised training."""
-    x = images.float().mul_(1 / 255)
-    return change(x, _draw_part(preset(name)[0], x, rng, part))
+    return two_views(images, name, rng, None, change, part, number=1)[0]
 
 
 def _draw_part(recipe: Recipe, x: Tensor, rng: torch.Generator, part: Part | None) -> dict[str, Tensor | int | None]:
@@ -211,13 +200,10 @@ def _draw_part(recipe: Recipe, x: Tensor, rng: torch.Generator, part: Part | Non
 
 
 def _resampling(n: int, m: int, start: Tensor, length: Tensor) -> Tensor:
-    """Return [B, m, n]: row i holds the bilinear weights of output pixel i of a crop of n pixels stretched to m.
-
-    They are all 0 beside the image.
-    """
+    """Return [B, m, n]: row i holds the bilinear weights of output pixel i of a crop of n pixels stretched to m."""
     centre = torch.arange(m, device=start.device) + 0.5
     source = start[:, None] + centre * length[:, None] / m - 0.5  # [B, m] in input pixels
-    source = torch.where((source > -1) & (source < n), source.clamp(0, n - 1), source)
+    source = torch.where((source > -1) & (source < n), source.clamp(0, n - 1), source)  # black beside the image
     distance = (source[:, :, None] - torch.arange(n, device=start.device)).abs_()
     return distance.neg_().add_(1).clamp_(min=0)
 

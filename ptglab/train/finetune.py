@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -61,9 +61,6 @@ class Options:
     history: np.ndarray | None = None
 
 
-NAMES = [each.name for each in fields(Options)]
-
-
 def train(
     backbone: nn.Module,
     head: nn.Module,
@@ -81,15 +78,14 @@ def train(
     """Train `head`, and `backbone` unless `mode` is linear, in place on `labels_given`; yield one record an epoch.
 
     inputs: uint8 images [N, C, H, W], or float32 features [N, D] with `nn.Identity()` as backbone (linear on cached
-    features). mode: a row of MODES. options: see Options. A record holds `epoch` (from 1), `loss`, `learning_rate`,
-    `seconds`, `accuracy_train` (given labels, as trained), `accuracy_validation` (given labels of the rows held out)
-    and, with `test`, `accuracy_test`.
+    features). options: see Options. A record holds `epoch` (from 1), `loss`, `learning_rate`, `seconds`,
+    `accuracy_train` (given labels, as trained), `accuracy_validation` (given labels) and, with `test`, `accuracy_test`.
     With `checkpoint`, an unfinished run goes on from it. Raises InputError for what cannot be trained, or not in the
     device's memory (the batch of a frozen backbone is split instead, to the same result up to rounding), and
     FloatingPointError when the loss is no longer finite.
     """
     plan = MODES[one_of("mode", mode, MODES)]
-    more = Options(**{one_of("option of finetune.train", name, NAMES): value for name, value in options.items()})
+    more = Options(**{one_of("option of training", name, vars(Options())): value for name, value in options.items()})
     criterion = losses.SUPERVISED[one_of("loss", more.loss, losses.SUPERVISED)]
     batch_size = plan.batch_size if batch_size is None else batch_size
     for name, own, given in (("batch_size", plan.batch_size, batch_size), ("loss", "cross_entropy", more.loss)):
@@ -103,9 +99,10 @@ def train(
         raise InputError(f"batch_size is {batch_size}, epochs {epochs}: they must be at least {shard.least} and 1")
     held_out, taken = _split(labels_given, more.validation, seed, more.rows, epochs, shard.least)
     network = place.put(nn.Sequential(backbone, head))
-    scale, groups = batch_size / plan.batch_size, []
-    for module, rate in ([head, plan.head], [backbone, plan.backbone])[: 1 if frozen else 2]:
-        groups += optim.parameter_groups([module], rate * scale, plan.weight_decay, plan.decay_all)
+    scale, decay = batch_size / plan.batch_size, (plan.weight_decay, plan.decay_all)
+    groups = optim.parameter_groups([head], plan.head * scale, *decay)
+    if not frozen:
+        groups += optim.parameter_groups([backbone], plan.backbone * scale, *decay)
     optimizer = plan.optimizer(groups)
     modules = {"head": head, "backbone": backbone} | ({"averaged": place.put(average)} if average else {})
     first, scored = checkpoints.load(checkpoint, optimizer, **modules), average.module if average else network

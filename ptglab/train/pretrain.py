@@ -67,6 +67,7 @@ SCHEDULES = {
     "paper": {"simclr": _PAPER, "barlow_twins": _BARLOW},
     "dkobak": {"simclr": _DKOBAK},
 }
+CHANGES = ("learning_rate", "batch_size", "projection", "temperature", "jitter", "crop")  # see `recipe`
 
 
 def recipe(method: str, schedule: str = "full", **changes: float | None) -> Recipe:
@@ -77,33 +78,28 @@ def recipe(method: str, schedule: str = "full", **changes: float | None) -> Reci
     is not the one of a published row.
     """
     rows = SCHEDULES[one_of("schedule", schedule, SCHEDULES)]
-    row = rows[one_of("method", method, METHODS if rows is SCHEDULES["short"] else rows)]
+    row = rows[one_of("method" if rows is METHODS else f"method of schedule {schedule}", method, rows)]
     view = augment.preset(row.views)[0]
-    own = {
-        "learning_rate": row.learning_rate, "batch_size": row.batch_size, "projection": row.hidden,
-        "temperature": row.options.get("temperature"), "jitter": view.brightness, "crop": view.crop_scale[0],
-    }  # fmt: skip
-    given = {one_of("change of a schedule", name, own): value for name, value in changes.items() if value}
+    values = (row.learning_rate, row.batch_size, row.hidden, row.options.get("temperature", 0), view.brightness,
+              view.crop_scale[0])  # fmt: skip
+    own = dict(zip(CHANGES, values, strict=True))
+    given = {one_of("change of a schedule", name, CHANGES): value for name, value in changes.items() if value}
     for name, value in given.items():
-        if own[name] is None or row.epochs and value != own[name]:
-            has = "no" if own[name] is None else own[name]
-            raise InputError(
-                f"schedule '{schedule}' of {method} has {has} {name}, but {name} is {value}: leave one out"
-            )
-    found = {name: given[name] for name in ("learning_rate", "batch_size") if name in given}
-    if width := given.get("projection"):
-        found |= {"hidden": width, "out": min(row.out, width)}
-    if "temperature" in given:
-        found["options"] = row.options | {"temperature": given["temperature"]}
-    return replace(row, **found)
+        if not own[name] or row.epochs and value != own[name]:
+            has = f"{name} {own[name]}" if own[name] else f"no {name}"
+            raise InputError(f"schedule '{schedule}' of {method} has {has}, but {name} is {value}: leave one out")
+    use, out = own | given, min(row.out, given.get("projection", row.out))
+    options = {name: use.get(name, value) for name, value in row.options.items()}
+    return replace(row, learning_rate=use["learning_rate"], batch_size=use["batch_size"], hidden=use["projection"],
+                   out=out, options=options)  # fmt: skip
 
 
 def views(
     method: str, dataset: str, schedule: str = "full", jitter: float = 0.0, crop: float = 0.0
 ) -> str | tuple[augment.Recipe, ...]:
     """Return the views of a row that suit `dataset`: a preset, or one `augment.adjusted`. Raises as `recipe` does."""
-    row = recipe(method, schedule, jitter=jitter, crop=crop)
-    return augment.adjusted(augment.for_dataset(row.views, dataset), jitter, crop)
+    name = augment.for_dataset(recipe(method, schedule, jitter=jitter, crop=crop).views, dataset)
+    return augment.adjusted(name, jitter, crop) if jitter or crop else name
 
 
 def train(

@@ -24,7 +24,7 @@ from ptglab.train import backbones, engine, predict, pretrain
 
 OUT = Path("runs/recipes")
 SOURCES = {"cifar10": os.environ.get("PTGLAB_CIFAR10", "cifar10"), "digits": "digits"}
-NUMBER, TESTS, WIDTH, SHOWN = 5000, 2000, 16, 4  # images, channels of the first stage, points of a curve
+NUMBER, TESTS, WIDTH, SHOWN = 5000, 1000, 16, 3  # images, channels of the first stage, points of a curve
 MINUTES = {"cifar10": float(os.environ.get("PTGLAB_MINUTES", 5)), "digits": 1.0}
 SEEDS = range(int(os.environ.get("PTGLAB_SEEDS", 1)))
 ARMS = {  # name -> method, schedule, what is changed: our heads are as narrow as in the sweeps for a CPU
@@ -75,6 +75,7 @@ def test_equal_minutes(name, arm, seed, monkeypatch, capsys):
     path = OUT / f"{name}-{arm}-{seed}.csv".replace(" ", "_")
     if path.exists():
         return
+    OUT.mkdir(parents=True, exist_ok=True)
     (train, test), (method, schedule, changes) = loaded(name), ARMS[arm]
     monkeypatch.setitem(pretrain.METHODS, method, replace(pretrain.METHODS[method], **CROPS.get(arm, {})))
     truth = train.labels_given if train.labels_true is None else train.labels_true
@@ -94,8 +95,10 @@ def test_equal_minutes(name, arm, seed, monkeypatch, capsys):
             rows.append({"epoch": epoch, "minutes": spent / 60, "knn": knn})
     weight, bias = predict.linear_heads(bank, truth, train.num_classes)
     rows[-1]["linear"] = float(((queries @ weight[0] + bias[0]).argmax(1) == test.labels_given).mean())
-    about = {"dataset": name, "n_train": len(train), "n_test": len(test), "width": WIDTH, "recipe": arm, "batch_size": row.batch_size,
-             "seed": seed, "epochs": epochs}  # fmt: skip
+    about = {
+        "dataset": name, "n_train": len(train), "n_test": len(test), "width": WIDTH, "recipe": arm,
+        "batch_size": row.batch_size, "seed": seed, "epochs": epochs,
+    }  # fmt: skip
     about |= {"device": runs.hardware(PLACE.device), "threads": 1} | runs.stamp()
     files.write_csv(path, pd.DataFrame([about | each for each in rows]))
     with capsys.disabled():
