@@ -125,8 +125,7 @@ def names() -> list[str]:
 def published():
     """Return a DataFrame of the figures that others published, one a row, with their source.
 
-    `paper` is Pre-train to Gain (arXiv 2511.20844, n = 5) by its authors' result tables; `summary` is the summary of it
-    that this lab began from, whose figures are in none of these.
+    `paper`: the authors' tables of arXiv 2511.20844, n = 5; `summary`: a summary of it, whose figures are not in them.
     """
     return files.read_csv(_folder() / "published.csv")
 

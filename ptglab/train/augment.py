@@ -97,9 +97,9 @@ def adjusted(name: str, jitter: float, crop: float) -> tuple[Recipe, ...]:
     found = []
     for each in preset(name):
         times, least = jitter / each.brightness if jitter else 1, crop or each.crop_scale[0]
-        colours = {key: times * getattr(each, key) for key in ("brightness", "contrast", "saturation")}
-        crops = least, max(least, each.crop_scale[1])
-        found.append(replace(each, **colours, hue=min(0.5, times * each.hue), crop_scale=crops))
+        colours = {key: min(1, times * getattr(each, key)) for key in ("brightness", "contrast", "saturation")}
+        hue, crops = min(0.5, times * each.hue), (least, max(least, each.crop_scale[1]))
+        found.append(replace(each, **colours, hue=hue, crop_scale=crops))
     return tuple(found)
 
 
@@ -176,27 +176,17 @@ def two_views(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Return two independently augmented float32 copies in [0, 1] of uint8 `images` [B, C, H, W], channels-last.
 
-    A larger `number` of them takes turns with the two recipes. With `size` the longer side of the views has that many
+    Another `number` of them takes turns with the two recipes. With `size` the longer side of the views has that many
     pixels; `change` may be a compiled `apply`. The images of a `part` change as they would in the whole batch, for all
     of which numbers are drawn.
     """
-    x = images.float().mul_(1 / 255)
-    recipes = islice(cycle(preset(name)), number)
-    return tuple(change(x, _draw_part(recipe, x, rng, part), size) for recipe in recipes)
-
-
-def weak(
-    images: Tensor, name: str, rng: torch.Generator, change: Callable[..., Tensor] = apply, part: Part | None = None
-) -> Tensor:
-    """Return one such copy, by the first recipe of preset `name`, for supervised training."""
-    return two_views(images, name, rng, None, change, part, number=1)[0]
-
-
-def _draw_part(recipe: Recipe, x: Tensor, rng: torch.Generator, part: Part | None) -> dict[str, Tensor | int | None]:
-    """Return what is drawn for images `x`; see `two_views`."""
-    rows, total = part or (slice(None), len(x))
-    drawn = draw(recipe, (total, *x.shape[1:]), rng)
-    return {name: values[rows] if isinstance(values, Tensor) else values for name, values in drawn.items()}
+    x, (rows, total) = images.float().mul_(1 / 255), part or (slice(None), len(images))
+    views = []
+    for recipe in islice(cycle(preset(name)), number):
+        drawn = draw(recipe, (total, *x.shape[1:]), rng)
+        own = {key: values[rows] if isinstance(values, Tensor) else values for key, values in drawn.items()}
+        views.append(change(x, own, size))
+    return tuple(views)
 
 
 def _resampling(n: int, m: int, start: Tensor, length: Tensor) -> Tensor:

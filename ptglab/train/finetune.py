@@ -42,23 +42,15 @@ MODES = {
 
 @dataclass(frozen=True)
 class Options:
-    """What `train` can be given beside the plain case: other experiments and other measurements.
+    """What `train` can be given beside the plain case: other experiments and other measurements."""
 
-    augmentation: a name of augment.PRESETS. loss: a name of losses.SUPERVISED. validation: the stratified share of the
-    rows that is held out, its labels as noisy as the rest. test: (inputs, clean labels), which are scored. average:
-    moving averages of the weights, made by `ema`, which are what is scored and what the modules hold at the end. rows:
-    returns the rows to train on in an epoch (from 0), int64, given those that are not held out, by default all of them;
-    see `curriculum`. history: float32 [epochs, N], filled with each epoch's margins: the logit of the given label less
-    the largest other one, as the row was trained on (Pleiss et al. 2020, arXiv 2001.10528, equation 1).
-    """
-
-    augmentation: str | None = None
-    loss: str = "cross_entropy"
-    validation: float = 0.1
-    test: tuple[Tensor, np.ndarray] | None = None
-    average: AveragedModel | None = None
-    rows: Callable[[int, np.ndarray], np.ndarray] | None = None
-    history: np.ndarray | None = None
+    augmentation: str | None = None  # a name of augment.PRESETS
+    loss: str = "cross_entropy"  # a name of losses.SUPERVISED
+    validation: float = 0.1  # stratified share of the rows that is held out, its labels as noisy as the rest
+    test: tuple[Tensor, np.ndarray] | None = None  # (inputs, clean labels), which are scored
+    average: AveragedModel | None = None  # of the weights, by `ema`: scored, and what the modules hold at the end
+    rows: Callable[[int, np.ndarray], np.ndarray] | None = None  # (epoch from 0, all but the held out) -> int64 rows
+    history: np.ndarray | None = None  # float32 [epochs, N], filled with each epoch's margins; see `train`
 
 
 def train(
@@ -80,9 +72,11 @@ def train(
     inputs: uint8 images [N, C, H, W], or float32 features [N, D] with `nn.Identity()` as backbone (linear on cached
     features). options: see Options. A record holds `epoch` (from 1), `loss`, `learning_rate`, `seconds`,
     `accuracy_train` (given labels, as trained), `accuracy_validation` (given labels) and, with `test`, `accuracy_test`.
-    With `checkpoint`, an unfinished run goes on from it. Raises InputError for what cannot be trained, or not in the
-    device's memory (the batch of a frozen backbone is split instead, to the same result up to rounding), and
-    FloatingPointError when the loss is no longer finite.
+    A margin is the logit of the given label less the largest other one, as the row was trained on (Pleiss et al. 2020,
+    arXiv 2001.10528, equation 1). With `checkpoint`, an unfinished run goes on from it.
+
+    Raises InputError for what cannot be trained, or not in the device's memory (the batch of a frozen backbone is split
+    instead, to the same result up to rounding), and FloatingPointError when the loss is no longer finite.
     """
     plan = MODES[one_of("mode", mode, MODES)]
     more = Options(**{one_of("option of training", name, vars(Options())): value for name, value in options.items()})
@@ -140,7 +134,11 @@ def train(
             optim.set_learning_rate(optimizer, plan.rate(step, sum(steps), warmup))
             batch, part = batch.to(place.device, non_blocking=True), (shard.rows(len(batch)), len(batch))
             _, change = compiled if len(batch) == batch_size else plain
-            x = augment.weak(x, augmentation, rng, change, part) if augmentation else engine.to_float(x)
+            x = (
+                augment.two_views(x, augmentation, rng, None, change, part, 1)[0]
+                if augmentation
+                else engine.to_float(x)
+            )
             value, logits = engine.within_memory(learn, x, labels[batch], world=shard.world)
             if average:
                 average.update_parameters(network)

@@ -23,7 +23,7 @@ class Recipe:
     """A row of the tables: all there is to a pre-training but the images, its length and its seed."""
 
     loss: Callable[..., Tensor]
-    views: str
+    views: str | tuple[augment.Recipe, ...]
     hidden: int  # the projector's sizes
     out: int
     layers: int
@@ -70,36 +70,35 @@ SCHEDULES = {
 CHANGES = ("learning_rate", "batch_size", "projection", "temperature", "jitter", "crop")  # see `recipe`
 
 
-def recipe(method: str, schedule: str = "full", **changes: float | None) -> Recipe:
-    """Return the row of SCHEDULES for `method`, with `changes` of it; what is 0 or None stays as it is.
+def recipe(method: str, schedule: str = "full", augmentation=None, **changes: float | None) -> Recipe:
+    """Return the row of SCHEDULES for `method`, with other views, `augmentation`, and other `changes`.
 
-    changes: `learning_rate`, `batch_size`, `projection` (the projector's width), `temperature`, and `jitter` and `crop`
-    (see `augment.adjusted`). Raises InputError for an unknown name, a method that has no temperature, and a value that
-    is not the one of a published row.
+    changes: `learning_rate`, `batch_size`, `projection` (the projector's width), `temperature`, and the `jitter` and
+    `crop` of `augment.adjusted`; 0 or None is no change. Raises InputError for an unknown name, a method that has no
+    temperature, and a change of a published row.
     """
     rows = SCHEDULES[one_of("schedule", schedule, SCHEDULES)]
     row = rows[one_of("method" if rows is METHODS else f"method of schedule {schedule}", method, rows)]
     view = augment.preset(row.views)[0]
-    values = (row.learning_rate, row.batch_size, row.hidden, row.options.get("temperature", 0), view.brightness,
-              view.crop_scale[0])  # fmt: skip
-    own = dict(zip(CHANGES, values, strict=True))
+    own = dict(zip(CHANGES, (row.learning_rate, row.batch_size, row.hidden, row.options.get("temperature", 0),
+                             view.brightness, view.crop_scale[0]), strict=True))  # fmt: skip
     given = {one_of("change of a schedule", name, CHANGES): value for name, value in changes.items() if value}
     for name, value in given.items():
         if not own[name] or row.epochs and value != own[name]:
             has = f"{name} {own[name]}" if own[name] else f"no {name}"
             raise InputError(f"schedule '{schedule}' of {method} has {has}, but {name} is {value}: leave one out")
-    use, out = own | given, min(row.out, given.get("projection", row.out))
+    use, out, views = own | given, min(row.out, given.get("projection", row.out)), augmentation or row.views
+    if given.keys() & {"jitter", "crop"}:
+        views = augment.adjusted(views, given.get("jitter", 0), given.get("crop", 0))
     options = {name: use.get(name, value) for name, value in row.options.items()}
-    return replace(row, learning_rate=use["learning_rate"], batch_size=use["batch_size"], hidden=use["projection"],
-                   out=out, options=options)  # fmt: skip
+    return replace(row, views=views, hidden=use["projection"], out=out, options=options,
+                   learning_rate=use["learning_rate"], batch_size=use["batch_size"])  # fmt: skip
 
 
-def views(
-    method: str, dataset: str, schedule: str = "full", jitter: float = 0.0, crop: float = 0.0
-) -> str | tuple[augment.Recipe, ...]:
-    """Return the views of a row that suit `dataset`: a preset, or one `augment.adjusted`. Raises as `recipe` does."""
-    name = augment.for_dataset(recipe(method, schedule, jitter=jitter, crop=crop).views, dataset)
-    return augment.adjusted(name, jitter, crop) if jitter or crop else name
+def views(method: str, dataset: str, schedule: str = "full", **changes: float) -> str | tuple[augment.Recipe, ...]:
+    """Return the views of a row that suit `dataset`, with `changes` of `jitter` and `crop`; see `recipe`."""
+    name = augment.for_dataset(recipe(method, schedule).views, dataset)
+    return recipe(method, schedule, name, **changes).views
 
 
 def train(
@@ -120,16 +119,15 @@ def train(
     """Pre-train `backbone` in place on `images` (uint8 [N, C, H, W]) alone; yield one record an epoch.
 
     A record holds `epoch` (from 1), `loss`, `learning_rate`, `images_per_second`, `seconds` and, if `labels_given`
-    [N] is passed, `knn_accuracy` against it: the labels are looked at, never learned from. `augmentation` is
-    what `views` returns, or the name of a preset. `schedule`, `batch_size` and `changes` of `learning_rate`,
-    `projection` and `temperature` choose the row: see `recipe`. Many processes train as one if `place` has a shard; see
-    `ddp.run`.
+    [N] is passed, `knn_accuracy` against it: the labels are looked at, never learned from. `recipe` explains what
+    `schedule`, `augmentation`, `batch_size` and `changes` stand for. Many processes train as one if `place` has a
+    shard; see `ddp.run`.
     With `checkpoint`, an unfinished run goes on from it, drawing what it would have drawn: an epoch may be recorded
     twice, but never lost. Raises InputError for an unknown name, a size that cannot be trained or a batch that the
     device's memory cannot hold, and FloatingPointError when the loss is no longer finite.
     """
-    spec = recipe(method, schedule, batch_size=batch_size, **changes)
-    augment.preset(augmentation := augmentation or spec.views)
+    spec = recipe(method, schedule, augmentation, batch_size=batch_size, **changes)
+    augment.preset(spec.views)
     place = place or engine.place()
     shard, batch_size = place.shard, min(spec.batch_size, len(images))
     if batch_size < shard.least or epochs < 1:
@@ -149,7 +147,7 @@ def train(
 
     def learn(rng: torch.Generator, size: int | None, x: Tensor) -> Tensor:
         """Take one step on the shard x [B, C, H, W] of a batch, and return the loss of the whole batch."""
-        views = torch.cat(augment.two_views(x, augmentation, rng, size, change, part, spec.crops))
+        views = torch.cat(augment.two_views(x, spec.views, rng, size, change, part, spec.crops))
         with place.autocast():
             z = forward(network, place.batch(views)).chunk(spec.crops)
         loss = spec.loss(*(shard.all_gather(view, batch_size) for view in z), **spec.options)
