@@ -134,11 +134,9 @@ def train(
             optim.set_learning_rate(optimizer, plan.rate(step, sum(steps), warmup))
             batch, part = batch.to(place.device, non_blocking=True), (shard.rows(len(batch)), len(batch))
             _, change = compiled if len(batch) == batch_size else plain
-            x = (
-                augment.two_views(x, augmentation, rng, None, change, part, 1)[0]
-                if augmentation
-                else engine.to_float(x)
-            )
+            if augmentation:
+                (x,) = augment.two_views(x, augmentation, rng, None, change, part, number=1)
+            x = engine.to_float(x)
             value, logits = engine.within_memory(learn, x, labels[batch], world=shard.world)
             if average:
                 average.update_parameters(network)
