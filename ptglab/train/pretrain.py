@@ -59,14 +59,16 @@ _DKOBAK = Recipe(losses.nt_xent, "dkobak", 1024, 128, 2, 0.06, {"temperature": 0
                  optimizer=partial(torch.optim.SGD, momentum=0.9), warmup=0, weight_decay=5e-4, decay_all=True,
                  epochs=100)  # fmt: skip
 # "short" is for tens of epochs: a large rate, and SimCLR's first epochs on views of half the pixels, which cost half
-# (Barlow Twins does not recover from them). "paper" is the protocol of the authors of Pre-train to Gain (arXiv
-# 2511.20844), by their public code; "dkobak" that of github.com/dkobak/simclr-cifar10, at its 100 epochs.
+# (Barlow Twins does not recover from them); EMP-SSL has fewer crops, no larger than what they show. "paper" is the
+# protocol of the authors of Pre-train to Gain (arXiv 2511.20844), by their public code; "dkobak" that of
+# github.com/dkobak/simclr-cifar10, at its 100 epochs.
 SCHEDULES = {
     "full": METHODS,
-    "short": _SHORT | {"simclr": replace(_SHORT["simclr"], small=0.6, size=0.75), "emp_ssl": METHODS["emp_ssl"]},
+    "short": _SHORT | {"simclr": replace(_SHORT["simclr"], small=0.6, size=0.75),
+                       "emp_ssl": replace(METHODS["emp_ssl"], crops=8, small=1.0, size=0.5)},
     "paper": {"simclr": _PAPER, "barlow_twins": _BARLOW},
     "dkobak": {"simclr": _DKOBAK},
-}
+}  # fmt: skip
 CHANGES = ("learning_rate", "batch_size", "projection", "temperature", "jitter", "crop")  # see `recipe`
 
 
