@@ -5,6 +5,8 @@ from difflib import get_close_matches
 
 from ptglab.text import printable
 
+SYNONYMS = {"symmetric": "uniform", "symmetrical": "uniform"}  # what others call what we have under another name
+
 
 class InputError(ValueError):
     """What was asked for cannot be done. The message is one line that names the thing and how to mend it."""
@@ -22,6 +24,6 @@ def one_of(kind: str, name: str, choices: Iterable[str]) -> str:
     choices = list(choices)
     if name in choices:
         return name
-    nearest = get_close_matches(str(name), choices, n=1)
+    nearest = [each for each in [SYNONYMS.get(name)] if each in choices] or get_close_matches(str(name), choices, n=1)
     hint = f"did you mean '{nearest[0]}'? " if nearest else ""
     raise InputError(f"unknown {kind} '{printable(name)}': {hint}there are {', '.join(choices) or 'none'}")

@@ -17,6 +17,8 @@ def test_a_valid_name_comes_back(choices):
         ("simlcr", ["simclr", "vicreg"], ["'simlcr'", "did you mean 'simclr'?", "there are simclr, vicreg"]),
         ("qqq", ["simclr", "vicreg"], ["unknown method 'qqq': there are simclr, vicreg"]),
         ("SimCLR", [], ["there are none"]),
+        ("symmetric", ["asymmetric", "uniform"], ["did you mean 'uniform'?"]),
+        ("symmetric", ["asymmetric", "knn"], ["did you mean 'asymmetric'?"]),
         (3, ["1", "2"], ["unknown method '3'"]),
         ("a\nb\x1b[31m\x1e\u2028\x85\udcff猫", ["cat"], [r"'a\nb\x1b[31m\x1e\u2028\x85\xff猫'"]),
     ],

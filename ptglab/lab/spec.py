@@ -144,7 +144,10 @@ def names() -> list[str]:
 
 
 def published():
-    """Return a DataFrame of the figures that others published, one a row, with their source."""
+    """Return a DataFrame of the figures that others published, one a row, with their source.
+
+    `paper`: the authors' tables of arXiv 2511.20844, n = 5; `summary`: a summary of it, whose figures are not in them.
+    """
     return files.read_csv(_folder() / "published.csv")
 
 
@@ -249,6 +252,9 @@ def _check(parameters: list[dict]) -> None:
         for name in choices.keys() & values.keys():
             for one in values[name].split(","):  # detectors are a list
                 one_of(name, one, choices[name])
+        if {"method", "schedule"} <= values.keys():
+            changes = {name: values[name] for name in pretrain.CHANGES if name in values}
+            pretrain.recipe(values["method"], values["schedule"], **changes)
         if not 0 <= values.get("noise_rate", 0) <= 1:
             raise InputError(f"noise_rate is {values['noise_rate']}; it must lie between 0 and 1")
         if values.get("init") in pretrain.METHODS and values.get("pretrain_run") == "":

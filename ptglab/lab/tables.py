@@ -9,7 +9,7 @@ from ptglab.train.controls import CONTROLS
 
 NOISE = ["noise", "noise_rate"]  # of what is compared; human labels are told apart by their column
 SETTING = ["dataset", "n_train", *NOISE, "seed"]  # of a pair of rows whose difference is a gain
-SELF_SUPERVISED = ["simclr", "barlow_twins", "vicreg"]
+SELF_SUPERVISED = ["simclr", "barlow_twins", "vicreg", "emp_ssl"]
 
 
 def arms(results: pd.DataFrame) -> pd.DataFrame:
@@ -111,7 +111,7 @@ def decompose(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
 def compare_published(frame: pd.DataFrame, measure: str, published: pd.DataFrame, name: str) -> pd.DataFrame:
     """Return scratch, the best self-supervised arm (plain recipe) and the gain: ours, called `name`, and the published.
 
-    published: rows of dataset, noise, noise_rate, labels, init (scratch or ssl), recipe, accuracy, source.
+    published: rows of dataset, noise, noise_rate, labels, init (one of ours, or ssl), recipe, accuracy, source.
     """
     plain = frame[frame["recipe"] == "plain"]
     found = over_seeds(plain, measure, ["dataset", "arm", "init", *NOISE])
@@ -119,9 +119,10 @@ def compare_published(frame: pd.DataFrame, measure: str, published: pd.DataFrame
     best = found[found["init"].isin(SELF_SUPERVISED)].sort_values("mean", ascending=False)
     best = best.drop_duplicates(["dataset", *NOISE]).set_index(["dataset", *NOISE])
     ours = pd.DataFrame({"scratch": known["mean"], "pre-trained": best["mean"], "arm": best["arm"], "n": best["n"]})
-    theirs = published[published["recipe"] == "plain"].assign(start=lambda f: f["init"].replace("ssl", "pre-trained"))
+    theirs = published.assign(start=published["init"].replace(["ssl", *SELF_SUPERVISED], "pre-trained"))
+    theirs = theirs[(theirs["recipe"] == "plain") & (theirs["init"] != "imagenet")]
     theirs["noise"] = theirs["labels"].where(theirs["labels"].notna(), theirs["noise"])
-    theirs = theirs.pivot_table("accuracy", ["source", "dataset", *NOISE], "start", dropna=False, observed=True)
+    theirs = theirs.pivot_table("accuracy", ["source", "dataset", *NOISE], "start", "max", dropna=False, observed=True)
     both = pd.concat([ours.reset_index().assign(source=name), theirs.dropna(how="all").reset_index()])
     return both.assign(gain=both["pre-trained"] - both["scratch"]).set_index(["source", "dataset", *NOISE]).round(3)
 

@@ -131,14 +131,18 @@ def imagenet(name: str, images: Tensor, weights: str | Path | None = None) -> Re
     return backbone
 
 
-def projector(features: int, hidden: int, out: int, layers: int, seed: int) -> nn.Sequential:
-    """Return an MLP [B, features] -> [B, out] of `layers` linear layers, batch norm and ReLU between them."""
+def projector(features: int, hidden: int, out: int, layers: int, seed: int, norm: bool = True) -> nn.Sequential:
+    """Return an MLP [B, features] -> [B, out] of `layers` linear layers, batch norm and ReLU between them.
+
+    Without `norm`, biases take the place of the batch norms.
+    """
     modules = []
     with seeded(seed):
         for _ in range(layers - 1):
-            modules += [nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+            modules += [nn.Linear(features, hidden, bias=not norm), *[nn.BatchNorm1d(hidden)] * norm]
+            modules.append(nn.ReLU(inplace=True))
             features = hidden
-        return nn.Sequential(*modules, nn.Linear(features, out, bias=False))
+        return nn.Sequential(*modules, nn.Linear(features, out, bias=not norm))
 
 
 def head(features: int, num_classes: int) -> nn.Sequential:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +15,42 @@ from torch.optim.swa_utils import AveragedModel
 from ptglab.errors import InputError, one_of
 from ptglab.train import augment, checkpoints, engine, losses, optim
 
-# mode -> learning rates of (head, backbone) for a batch of 128
-MODES = {"linear": (0.01, 0.0), "light": (0.01, 0.005), "full": (0.05, 0.05)}
-WEIGHT_DECAY = 5e-4
+
+@dataclass(frozen=True)
+class Mode:
+    """A row of MODES: how much of the network is trained, and by what."""
+
+    head: float  # learning rates for a batch of `batch_size`, scaled linearly with the batch
+    backbone: float
+    batch_size: int = 128
+    optimizer: Callable[..., torch.optim.Optimizer] = partial(torch.optim.SGD, momentum=0.9, nesterov=True)
+    rate: Callable[[int, int, int], float] = optim.warmup_cosine
+    weight_decay: float = 5e-4
+    decay_all: bool = False  # biases and norms, too
+    views: str = "weak"  # the preset of augment.PRESETS that suits it
+    epochs: int = 0  # as published, and then batch and loss are, too; 0: ours
+
+
+# "paper" is the supervised step of the authors of Pre-train to Gain (arXiv 2511.20844), by their public code.
+MODES = {
+    "linear": Mode(0.01, 0.0),
+    "light": Mode(0.01, 0.005),
+    "full": Mode(0.05, 0.05),
+    "paper": Mode(1e-3, 1e-3, 256, torch.optim.Adam, optim.constant, 1e-4, True, "weak_shift", 10),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `train` can be given beside the plain case: other experiments and other measurements."""
+
+    augmentation: str | None = None  # a name of augment.PRESETS
+    loss: str = "cross_entropy"  # a name of losses.SUPERVISED
+    validation: float = 0.1  # stratified share of the rows that is held out, its labels as noisy as the rest
+    test: tuple[Tensor, np.ndarray] | None = None  # (inputs, clean labels), which are scored
+    average: AveragedModel | None = None  # of the weights, by `ema`: scored, and what the modules hold at the end
+    rows: Callable[[int, np.ndarray], np.ndarray] | None = None  # (epoch from 0, all but the held out) -> int64 rows
+    history: np.ndarray | None = None  # float32 [epochs, N], filled with each epoch's margins; see `train`
 
 
 def train(
@@ -27,51 +61,47 @@ def train(
     mode: str,
     epochs: int,
     *,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     seed: int = 0,
     place: engine.Place | None = None,
-    augmentation: str | None = None,
-    loss: str = "cross_entropy",
-    validation: float = 0.1,
-    test: tuple[Tensor, np.ndarray] | None = None,
-    average: AveragedModel | None = None,
-    rows: Callable[[int, np.ndarray], np.ndarray] | None = None,
-    history: np.ndarray | None = None,
     checkpoint: str | Path | None = None,
+    **options,
 ) -> Iterator[dict]:
     """Train `head`, and `backbone` unless `mode` is linear, in place on `labels_given`; yield one record an epoch.
 
     inputs: uint8 images [N, C, H, W], or float32 features [N, D] with `nn.Identity()` as backbone (linear on cached
-    features). A stratified share `validation` of the rows is held out, its labels as noisy as the rest. A record
-    holds `epoch` (from 1), `loss`, `learning_rate`, `seconds`, `accuracy_train` (given labels, as trained),
-    `accuracy_validation` (given labels) and, with `test` = (inputs, clean labels), `accuracy_test`.
-    `history`, float32 [epochs, N], is filled with each epoch's margins: the logit of the given label less the
-    largest other one, as the row was trained on (Pleiss et al. 2020, arXiv 2001.10528, equation 1).
+    features). options: see Options. A record holds `epoch` (from 1), `loss`, `learning_rate`, `seconds`,
+    `accuracy_train` (given labels, as trained), `accuracy_validation` (given labels) and, with `test`, `accuracy_test`.
+    A margin is the logit of the given label less the largest other one, as the row was trained on (Pleiss et al. 2020,
+    arXiv 2001.10528, equation 1). With `checkpoint`, an unfinished run goes on from it.
 
-    loss: a name of losses.SUPERVISED. average: moving averages of the weights, made by `ema`, which are what is
-    scored and what the modules hold at the end. rows: returns the rows to train on in an epoch (from 0), int64, given
-    those that are not held out, by default all of them; see `curriculum`.
-    With `checkpoint`, an unfinished run goes on from it. Raises InputError for what cannot be trained, or not in the
-    device's memory (the batch of a frozen backbone is split instead, to the same result up to rounding), and
-    FloatingPointError when the loss is no longer finite.
+    Raises InputError for what cannot be trained, or not in the device's memory (the batch of a frozen backbone is split
+    instead, to the same result up to rounding), and FloatingPointError when the loss is no longer finite.
     """
-    rates, criterion = MODES[one_of("mode", mode, MODES)], losses.SUPERVISED[one_of("loss", loss, losses.SUPERVISED)]
-    if augmentation:
+    plan = MODES[one_of("mode", mode, MODES)]
+    more = Options(**{one_of("option of training", name, vars(Options())): value for name, value in options.items()})
+    criterion = losses.SUPERVISED[one_of("loss", more.loss, losses.SUPERVISED)]
+    batch_size = plan.batch_size if batch_size is None else batch_size
+    for name, own, given in (("batch_size", plan.batch_size, batch_size), ("loss", "cross_entropy", more.loss)):
+        if plan.epochs and given != own:
+            raise InputError(f"mode '{mode}' has {name} {own}, but {name} is {given}: leave one out")
+    if augmentation := more.augmentation:
         augment.preset(augmentation)
-    place = place or engine.place()
-    shard, frozen = place.shard, not rates[1]
+    place, average = place or engine.place(), more.average
+    shard, frozen = place.shard, not plan.backbone
     if batch_size < shard.least or epochs < 1:
         raise InputError(f"batch_size is {batch_size}, epochs {epochs}: they must be at least {shard.least} and 1")
-    held_out, taken = _split(labels_given, validation, seed, rows, epochs, shard.least)
+    held_out, taken = _split(labels_given, more.validation, seed, more.rows, epochs, shard.least)
     network = place.put(nn.Sequential(backbone, head))
-    groups = optim.parameter_groups([head], rates[0] * batch_size / 128, WEIGHT_DECAY)
+    scale, decay = batch_size / plan.batch_size, (plan.weight_decay, plan.decay_all)
+    groups = optim.parameter_groups([head], plan.head * scale, *decay)
     if not frozen:
-        groups += optim.parameter_groups([backbone], rates[1] * batch_size / 128, WEIGHT_DECAY)
-    optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
+        groups += optim.parameter_groups([backbone], plan.backbone * scale, *decay)
+    optimizer = plan.optimizer(groups)
     modules = {"head": head, "backbone": backbone} | ({"averaged": place.put(average)} if average else {})
     first, scored = checkpoints.load(checkpoint, optimizer, **modules), average.module if average else network
     inputs, labels = place.resident(inputs), torch.as_tensor(np.array(labels_given), device=place.device)
-    test = test and (place.resident(test[0]), test[1])
+    test = more.test and (place.resident(more.test[0]), more.test[1])
     steps = [len(engine.batch_sizes(len(chosen), batch_size, least=shard.least)) for chosen in taken]
     warmup = steps[0] * min(5, max(1, epochs // 10))
     plain = engine.forward, augment.apply  # for the last batch of another size, too
@@ -101,10 +131,12 @@ def train(
         batches = list(engine.shuffled_batches(chosen, batch_size, order, least=shard.least))
         shards = engine.prefetch(inputs, (batch[shard.rows(len(batch))] for batch in batches), place.device)
         for step, (batch, (_, x)) in enumerate(zip(batches, shards, strict=True), sum(steps[:epoch])):
-            optim.set_learning_rate(optimizer, optim.warmup_cosine(step, sum(steps), warmup))
+            optim.set_learning_rate(optimizer, plan.rate(step, sum(steps), warmup))
             batch, part = batch.to(place.device, non_blocking=True), (shard.rows(len(batch)), len(batch))
             _, change = compiled if len(batch) == batch_size else plain
-            x = augment.weak(x, augmentation, rng, change, part) if augmentation else engine.to_float(x)
+            if augmentation:
+                (x,) = augment.two_views(x, augmentation, rng, None, change, part, number=1)
+            x = engine.to_float(x)
             value, logits = engine.within_memory(learn, x, labels[batch], world=shard.world)
             if average:
                 average.update_parameters(network)
@@ -115,12 +147,12 @@ def train(
         if not math.isfinite(record["loss"]):
             raise FloatingPointError(checkpoints.diverged(epoch + 1, checkpoint))
         record |= _accuracies(margins, taken[epoch], held_out, scored, inputs, labels, test, place)
-        if history is not None:
-            history[epoch] = margins.cpu().numpy()
+        if more.history is not None:
+            more.history[epoch] = margins.cpu().numpy()
         yield record | {"seconds": time.perf_counter() - start}
         if shard.rank == 0:
-            if isinstance(history, np.memmap):
-                history.flush()  # no later than the checkpoint that counts on it
+            if isinstance(more.history, np.memmap):
+                more.history.flush()  # no later than the checkpoint that counts on it
             checkpoints.save(checkpoint, epoch + 1, optimizer, **modules)
     network.load_state_dict(scored.state_dict())
 

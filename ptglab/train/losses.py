@@ -1,4 +1,4 @@
-"""Two-view losses of projections and supervised losses of logits, all pure; symbols and constants are the papers'."""
+"""Losses of the projections of views and supervised losses of logits, all pure; symbols and constants: the papers'."""
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,21 @@ def vicreg(
         c = centred.T @ centred / (len(z) - 1)  # [D, D]
         decorrelation = decorrelation + (c.square().sum() - torch.diagonal(c).square().sum()) / z.shape[1]
     return invariance * F.mse_loss(z1, z2) + variance * hinge + covariance * decorrelation
+
+
+def emp_ssl(*z: Tensor, weight: float = 200.0, eps: float = 0.2) -> Tensor:
+    """EMP-SSL: the crops of an image close to their mean, the images of each crop spread over all directions.
+
+    z: projections [B, D] of each of the crops, any scale. Returns a scalar: minus `weight` times the mean cosine to the
+    mean of the crops, minus the mean over crops of the coding rate log det(I + D / (B eps) Z^T Z) / 2, with rows of Z
+    normalised. Tong et al. 2023 (arXiv 2304.03977), equations 2 to 4; the weight is that of the authors' code.
+    """
+    z = F.normalize(torch.stack(z).float(), dim=2)  # [crops, B, D]
+    _, b, d = z.shape
+    agreement = F.cosine_similarity(z, z.mean(0), dim=2).mean()
+    gram = z @ z.mT if b < d else z.mT @ z  # the same determinant: the smaller one
+    rate = torch.logdet(torch.eye(len(gram[0]), device=z.device) + d / (b * eps) * gram) / 2
+    return -weight * agreement - rate.mean()
 
 
 def standardise(z: Tensor, eps: float = 1e-5) -> Tensor:

@@ -1,4 +1,4 @@
-"""Parameter groups, LARS, and the warm-up + cosine schedule."""
+"""Parameter groups, LARS, and how the learning rate goes over the steps."""
 
 import math
 from collections.abc import Iterable
@@ -7,13 +7,17 @@ import torch
 from torch import nn
 
 
-def parameter_groups(modules: Iterable[nn.Module], learning_rate: float, weight_decay: float) -> list[dict]:
+def parameter_groups(
+    modules: Iterable[nn.Module], learning_rate: float, weight_decay: float, decay_all: bool = False
+) -> list[dict]:
     """Return two groups: matrices and filters with weight decay, biases and norms (ndim < 2) without.
 
-    Each group carries `base_lr`, which `set_learning_rate` scales, and `adapt`, whether LARS adapts it.
+    With `decay_all` all are in the first. Each group carries `base_lr`, which `set_learning_rate` scales, and `adapt`,
+    whether LARS adapts it.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    heavy, light = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+    heavy = [p for p in parameters if p.ndim > 1 or decay_all]
+    light = [p for p in parameters if p.ndim <= 1 and not decay_all]
     groups = {"params": heavy, "weight_decay": weight_decay, "adapt": True}, {"params": light, "adapt": False}
     rates = {"lr": learning_rate, "base_lr": learning_rate, "weight_decay": 0.0}
     return [rates | group for group in groups if group["params"]]
@@ -27,6 +31,11 @@ def warmup_cosine(step: int, steps: int, warmup: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def constant(step: int, steps: int, warmup: int) -> float:
+    """Return 1, the factor of a learning rate that stays as it is; the arguments are those of `warmup_cosine`."""
+    return 1.0
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -86,8 +86,8 @@ def pretrained(images, options, width, place):
     for method, spec in pretrain.METHODS.items():
         values, network = [], backbones.build("resnet18", width, images, 0)
 
-        def noted(z1, z2, spec=spec, values=values, **kwargs):
-            values.append(spec.loss(z1, z2, **kwargs))
+        def noted(*z, spec=spec, values=values, **kwargs):
+            values.append(spec.loss(*z, **kwargs))
             return values[-1]
 
         with ExitStack() as stack:

@@ -3,7 +3,7 @@
 import cmath
 import math
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -32,14 +32,16 @@ def nothing(shape, **changes) -> dict:
     b, _, h, w = shape
     draws = dict(top=0.0, left=0.0, height=float(h), width=float(w), flip=False, grey=False, hue_turn=0.0, sigma=0.0,
                  brightness_factor=1.0, contrast_factor=1.0, saturation_factor=1.0, solarize=False)  # fmt: skip
-    return {k: torch.as_tensor(v).expand(b) for k, v in (draws | changes).items()}
+    return {"radius": 0} | {k: torch.as_tensor(v).expand(b) for k, v in (draws | changes).items()}
 
 
 def slow(image: np.ndarray, draws: dict) -> np.ndarray:
     """One image [C, H, W] in float64, pixel by pixel, one operation after the other; `draws` are plain numbers."""
     c, h, w = image.shape
 
-    def pixel(y: float, x: float) -> np.ndarray:  # bilinear; beyond the image its edge goes on
+    def pixel(y: float, x: float) -> np.ndarray:  # bilinear; its edge goes on for less than a pixel, then it is black
+        if not (-1 < y < h and -1 < x < w):
+            return np.zeros(c)
         y, x = min(max(y, 0), h - 1), min(max(x, 0), w - 1)
         y0, x0 = math.floor(y), math.floor(x)
         y1, x1, fy, fx = min(y0 + 1, h - 1), min(x0 + 1, w - 1), y - y0, x - x0
@@ -53,7 +55,7 @@ def slow(image: np.ndarray, draws: dict) -> np.ndarray:
             x = draws["left"] + (j + 0.5) * draws["width"] / w - 0.5
             out[:, i, w - 1 - j if draws["flip"] else j] = pixel(y, x)
     if draws["sigma"]:
-        ry, rx = max(1, round(h / 20)), max(1, round(w / 20))
+        ry, rx = (draws["radius"] or max(1, round(n / 20)) for n in (h, w))
         padded = np.pad(out, ((0, 0), (ry, ry), (rx, rx)), mode="reflect")
         weights = [
             [math.exp(-(dy**2 + dx**2) / (2 * draws["sigma"] ** 2)) for dx in range(-rx, rx + 1)]
@@ -87,13 +89,14 @@ def slow(image: np.ndarray, draws: dict) -> np.ndarray:
     return out
 
 
+@pytest.mark.parametrize("recipe", [COLOURED, replace(COLOURED, blur_radius=2, crop_scale=(1.0, 1.0), shift=4)])
 @pytest.mark.parametrize("shape", [(3, 12, 12), (1, 12, 12), (3, 8, 14), (1, 25, 10)])
-def test_everything_is_the_slow_reference(shape):
+def test_everything_is_the_slow_reference(shape, recipe):
     x = rand(8, *shape)
-    draws = augment.draw(COLOURED, x.shape, torch.Generator().manual_seed(1))
+    draws = augment.draw(recipe, x.shape, torch.Generator().manual_seed(1))
     fast = augment.apply(x, draws)
     for i in range(len(x)):
-        expected = slow(x[i].double().numpy(), {k: v[i].item() for k, v in draws.items()})
+        expected = slow(x[i].double().numpy(), {k: v if k == "radius" else v[i].item() for k, v in draws.items()})
         np.testing.assert_allclose(fast[i].numpy(), expected, atol=1e-5)
 
 
@@ -162,7 +165,7 @@ def test_solarize_is_torchvisions():
 def test_views_are_finite_images(name, shape):
     images = uint8(24, *shape)
     first, second = augment.two_views(images, name, torch.Generator().manual_seed(0))
-    for view in (first, second, augment.weak(images, name, torch.Generator().manual_seed(0))):
+    for view in (first, second):
         assert view.shape == images.shape and view.dtype == torch.float32
         assert view.isfinite().all() and view.min() >= 0 and view.max() <= 1
         assert view.std((1, 2, 3)).max() > 0.05  # still an image
@@ -182,7 +185,7 @@ def test_views_depend_on_the_generator_alone(name):
     seen = []
     assert torch.equal(views(0), views(0))
     assert not torch.equal(views(1), seen[0])
-    assert torch.equal(seen[0][0], augment.weak(images, name, torch.Generator().manual_seed(0)))
+    assert torch.equal(seen[0][0], *augment.two_views(images, name, torch.Generator().manual_seed(0), number=1))
 
 
 # image, longer side asked for, height and width to be had
@@ -238,14 +241,18 @@ def test_draws_have_the_recipes_distribution(name, view):
     assert low - 1e-5 <= area.min() and area.max() <= high + 1e-5
     assert recipe.crop_ratio[0] - 1e-5 <= ratio.min() and ratio.max() <= recipe.crop_ratio[1] + 1e-5
     small = area[area < 0.7]  # no crop of that area is cut, whatever its ratio
-    if len(small) > 100:
+    if len(small) > 100 and low < high:
         assert kstest(small, "uniform", (low, 0.7 - low)).pvalue > 1e-4
         assert kstest(ratio[area < 0.7].log(), "uniform", (math.log(3 / 4), 2 * math.log(4 / 3))).pvalue > 1e-4
-    assert share_is(area < 0.7, (0.7 - low) / (high - low)) if low < 0.7 else area.min() >= 0.7 - 1e-5
+    if low < high:
+        assert share_is(area < 0.7, (0.7 - low) / (high - low)) if low < 0.7 else area.min() >= 0.7 - 1e-5
     for start, length in (("top", "height"), ("left", "width")):
-        assert draws[start].min() >= 0 and (draws[start] + draws[length]).max() <= 32 + 1e-4
-        room = 32 - draws[length]
-        assert kstest((draws[start] / room)[room > 0.1], "uniform").pvalue > 1e-4
+        room, shift = 32 - draws[length], recipe.shift
+        assert draws[start].min() >= -shift - 1e-4 and (draws[start] - room).max() <= shift + 1e-4
+        if shift:  # whole pixels, each as often; the crop is the whole image
+            assert all(share_is(draws[start] == each, 1 / (2 * shift + 1)) for each in range(-shift, shift + 1))
+        else:
+            assert kstest((draws[start] / room)[room > 0.1], "uniform").pvalue > 1e-4
     assert share_is(draws["flip"], recipe.flip) and share_is(draws["grey"], recipe.grey)
     for key, width in (
         ("brightness", recipe.brightness),

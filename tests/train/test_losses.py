@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from lightly.loss import BarlowTwinsLoss, NTXentLoss, VICRegLoss
 
 from ptglab.train import losses
 
-ALL = [losses.nt_xent, losses.barlow_twins, losses.vicreg]
+ALL = [losses.nt_xent, losses.barlow_twins, losses.vicreg, losses.emp_ssl]
 
 
 def views(seed: int, b: int = 12, d: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -157,6 +158,48 @@ def test_bfloat16_is_computed_in_float32(loss):
     value = loss(z1, z2)
     assert value.dtype == torch.float32
     assert value.item() == loss(z1.float(), z2.float()).item()
+
+
+def slow_emp_ssl(*z, weight: float = 200.0, eps: float = 0.2) -> float:
+    """Equations 2 to 4 of arXiv 2304.03977 in float64, crop by crop, with the determinant of the D x D matrix."""
+    z = [np.array([np.array(row) / math.hypot(*row) for row in crop.tolist()]) for crop in z]
+    b, d = z[0].shape
+    agreement, rate = [], []
+    for crop in z:
+        covariance = sum(np.outer(row, row) for row in crop)
+        rate.append(np.linalg.slogdet(np.eye(d) + d / (b * eps) * covariance)[1] / 2)
+        for i, row in enumerate(crop):
+            mean = sum(each[i] for each in z) / len(z)
+            agreement.append(row @ mean / math.hypot(*mean))
+    return -weight * math.fsum(agreement) / len(agreement) - math.fsum(rate) / len(rate)
+
+
+@pytest.mark.parametrize("crops", [1, 2, 5])
+@pytest.mark.parametrize(("b", "d"), [(12, 5), (6, 6), (4, 9)])
+@pytest.mark.parametrize("options", [{}, {"weight": 1.0, "eps": 0.5}], ids=str)
+def test_emp_ssl_slow_reference(options, b, d, crops):
+    """With more images than dimensions and with fewer, where the determinant is that of the smaller matrix."""
+    z = [view for seed in range(3) for view in views(seed, b, d)][:crops]
+    assert losses.emp_ssl(*z, **options).item() == pytest.approx(slow_emp_ssl(*z, **options), rel=1e-5)
+
+
+def test_emp_ssl_of_axes_and_of_collapse():
+    """Crops that agree on D orthogonal directions: D/2 log(1 + 1/eps); all images on one: log(1 + D/eps) / 2."""
+    z = 3 * torch.eye(6)
+    assert losses.emp_ssl(z, z, z).item() == pytest.approx(-200 - 3 * math.log(1 + 1 / 0.2), rel=1e-6)
+    one = torch.eye(6)[[0] * 4]
+    assert losses.emp_ssl(one, one).item() == pytest.approx(-200 - math.log(1 + 6 / 0.2) / 2, rel=1e-6)
+    assert losses.emp_ssl(one, one).item() > losses.emp_ssl(z, z).item()  # collapse is worse
+
+
+def test_emp_ssl_sees_neither_lengths_nor_a_rotation_nor_the_order_of_crops():
+    z = [*views(0), *views(1)]
+    value, draws = losses.emp_ssl(*z), torch.Generator().manual_seed(0)
+    q, _ = torch.linalg.qr(torch.randn(5, 5, generator=draws))
+    torch.testing.assert_close(losses.emp_ssl(*(each @ q for each in z)), value)
+    scaled = [each * (0.1 + torch.rand(12, 1, generator=draws)) for each in z]
+    torch.testing.assert_close(losses.emp_ssl(*scaled), value)
+    torch.testing.assert_close(losses.emp_ssl(*z[::-1]), value)
 
 
 def logits_and_labels(seed: int, b: int = 30, k: int = 6) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,19 +2,20 @@
 
 import math
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
+from expected import refused
 from lightly.loss import NTXentLoss
 from safetensors.torch import load_file
 from torch import nn
 
 from ptglab.errors import InputError
 from ptglab.lab import metrics
-from ptglab.train import augment, backbones, engine, optim, pretrain
+from ptglab.train import augment, backbones, engine, losses, optim, pretrain
 
 SMALL = {"batch_size": 32, "augmentation": "digits", "projection": 16}
 
@@ -42,8 +43,9 @@ def test_every_method_trains_with_its_own_views(some, fresh, cpu, method):
     assert [set(r) for r in records] == [{"epoch", "loss", "learning_rate", "images_per_second", "seconds"}] * 2
     assert [r["epoch"] for r in records] == [1, 2]
     assert all(math.isfinite(v) for r in records for v in r.values())
-    rate = pretrain.METHODS[method].learning_rate * 48 / 256
-    expected = [rate * optim.warmup_cosine(step, 4, 2) for step in (1, 3)]  # the last step of each epoch of two
+    row = pretrain.METHODS[method]
+    rate, warmup = row.learning_rate * 48 / 256, min(row.warmup, 1) * 2
+    expected = [rate * optim.warmup_cosine(step, 4, warmup) for step in (1, 3)]  # the last step of each epoch of two
     assert [r["learning_rate"] for r in records] == pytest.approx(expected)
     for r in records:
         assert r["images_per_second"] * r["seconds"] == pytest.approx(96)
@@ -68,7 +70,7 @@ def test_first_loss_by_hand(some, fresh, cpu):
 
 def test_first_step_is_lars_by_hand(some, fresh, cpu, tmp_path, monkeypatch):
     """One batch, one step at a rate of 1, of the backbone and (in the checkpoint) the projector."""
-    monkeypatch.setattr(pretrain, "WEIGHT_DECAY", 0.0)
+    monkeypatch.setitem(pretrain.METHODS, "simclr", replace(pretrain.METHODS["simclr"], weight_decay=0.0))
     options = SMALL | dict(batch_size=96, epochs=1, learning_rate=256 / 96, place=cpu)
     list(pretrain.train(fresh(), some.images, "simclr", **options, checkpoint=tmp_path / "checkpoint"))
     after = load_file(tmp_path / "checkpoint")
@@ -84,13 +86,17 @@ def test_first_step_is_lars_by_hand(some, fresh, cpu, tmp_path, monkeypatch):
         assert (moved + trust * w.grad).norm() < 1e-3 * moved.norm(), name
 
 
-@pytest.mark.parametrize("method, schedule", [("simclr", "full"), ("barlow_twins", "full"), ("simclr", "short")])
+@pytest.mark.parametrize(
+    "method, schedule",
+    [("simclr", "full"), ("barlow_twins", "full"), ("simclr", "short"), ("simclr", "paper"), ("simclr", "dkobak")],
+)
 def test_resumed_run_equals_uninterrupted_to_the_bit(some, fresh, cpu, tmp_path, method, schedule):
     """Stopped after 2 of 4 epochs and gone on with in new objects; weights, optimizer and records.
 
     The epoch that was told when the run stopped may be told again, and then counts once.
     """
-    options = SMALL | dict(epochs=4, seed=3, place=cpu, labels_given=some.labels_given, schedule=schedule)
+    options = dict(epochs=4, seed=3, place=cpu, labels_given=some.labels_given, schedule=schedule)
+    options |= SMALL if schedule in ("full", "short") else {"augmentation": "digits"}  # of the others all is fixed
     whole = fresh()
     records = list(pretrain.train(whole, some.images, method, **options, checkpoint=tmp_path / "whole"))
     halved = pretrain.train(fresh(), some.images, method, **options, checkpoint=tmp_path / "halved")
@@ -217,6 +223,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(some, fresh, cpu, tmp_path, monk
         ({"method": "simclear"}, "unknown method 'simclear': did you mean 'simclr'"),
         ({"augmentation": "digit"}, "unknown augmentation 'digit': did you mean 'digits'"),
         ({"schedule": "shrot"}, "unknown schedule 'shrot': did you mean 'short'"),
+        ({"schedule": "paper", "method": "vicreg"}, "unknown method of schedule paper 'vicreg'"),
+        ({"temprature": 0.1}, "unknown change of a schedule 'temprature': did you mean 'temperature'"),
         ({"epochs": 0}, "nothing to train: 96 images, batch_size 32, epochs 0"),
         ({"batch_size": 1}, "nothing to train: 96 images, batch_size 1"),
         ({"images": 1}, "nothing to train: 1 images"),
@@ -296,3 +304,110 @@ def test_a_batch_too_large_for_memory_names_one_that_fits(some, fresh, cpu, monk
 def test_views_suit_the_dataset(method):
     assert pretrain.views(method, "cifar10") == pretrain.METHODS[method].views
     assert pretrain.views(method, "digits") == pretrain.views(method, "svhn") == "digits"
+
+
+# The protocol of Pre-train to Gain, from the authors' public code: both methods, then what differs between them.
+PUBLISHED = {"optimizer": torch.optim.Adam, "weight_decay": 1e-4, "decay_all": True, "rate": optim.constant,
+             "batch_size": 256, "epochs": 100, "hidden": 512, "layers": 3, "out": 128, "norm": True, "crops": 2,
+             "small": 0.0}  # fmt: skip
+OWN = {"simclr": {"loss": losses.nt_xent, "learning_rate": 1e-3, "options": {"temperature": 0.5}},
+       "barlow_twins": {"loss": losses.barlow_twins, "learning_rate": 3e-4, "options": {"lambd": 5e-3}}}  # fmt: skip
+VIEW = {"crop_scale": (0.2, 1.0), "crop_ratio": (3 / 4, 4 / 3), "shift": 0, "flip": 0.5, "jitter": 0.8,
+        "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "grey": 0.2, "blur": 1.0,
+        "blur_sigma": (0.1, 2.0), "blur_radius": 1, "solarize": 0.0}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", OWN)
+def test_the_papers_protocol_item_by_item(method):
+    row = pretrain.recipe(method, "paper")
+    found = {name: getattr(row, name) for name in PUBLISHED | OWN[method]}
+    assert found == PUBLISHED | OWN[method]
+    assert [asdict(view) for view in augment.preset(pretrain.views(method, "cifar10", "paper"))] == [VIEW, VIEW]
+    assert set(pretrain.SCHEDULES["paper"]) == set(OWN)
+
+
+def test_dkobaks_protocol_item_by_item():
+    row = pretrain.recipe("simclr", "dkobak")
+    assert (row.optimizer.func, row.optimizer.keywords) == (torch.optim.SGD, {"momentum": 0.9})
+    assert (row.learning_rate, row.weight_decay, row.batch_size, row.epochs, row.warmup) == (0.06, 5e-4, 512, 100, 0)
+    assert (row.rate, row.options, row.norm) == (optim.warmup_cosine, {"temperature": 0.5}, False)
+    assert (row.hidden, row.out, row.layers) == (1024, 128, 2)
+    view = VIEW | {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "grey": 0.1, "blur": 0.0}
+    expected = view | {"blur_radius": 0}  # of a blur that never is
+    assert [asdict(each) for each in augment.preset(row.views)] == [expected, expected]
+
+
+def test_emp_ssl_sees_its_crops(some, fresh, cpu):
+    """Twenty views of an image, of a quarter of its area, in a row of the loss; the digits' own views take turns."""
+    row, seen = pretrain.recipe("emp_ssl"), []
+    assert (row.crops, row.batch_size, row.hidden, row.out) == (20, 100, 4096, 1024)
+    assert row.learning_rate * 100 / 256 == pytest.approx(0.3)
+    view = augment.preset(row.views)[0]
+    assert (view.crop_scale, view.crop_ratio, view.grey, view.blur, view.solarize) == (
+        (0.25,) * 2,
+        (1, 1),
+        0.2,
+        0.1,
+        0.1,
+    )
+    assert (view.brightness, view.contrast, view.saturation, view.hue) == (0.4, 0.4, 0.4, 0.2)
+    backbone = fresh(width=2)
+    backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    list(pretrain.train(backbone, some.images[:64], "emp_ssl", epochs=1, place=cpu, **SMALL))
+    assert seen == [(20 * 32, 1, 16, 16)] * 2
+
+
+def test_the_papers_step_is_adams_by_hand(some, fresh, cpu, tmp_path):
+    """The first one moves every weight by the rate, against the sign of its gradient with the decay of all weights."""
+    options = dict(epochs=1, schedule="paper", augmentation="digits", place=cpu, checkpoint=tmp_path / "c")
+    (record,) = pretrain.train(fresh(), some.images, "simclr", **options)
+    rate = 1e-3 * 96 / 256  # there are no more images
+    assert record["learning_rate"] == pytest.approx(rate)
+    after, projector = load_file(tmp_path / "c"), backbones.projector(64, 512, 128, 3, seed=0)
+    network = cpu.put(nn.ModuleDict({"backbone": fresh(), "projector": projector}))
+    order = torch.randperm(96, generator=engine.generator("cpu", 0, 0, "order"))
+    views = augment.two_views(some.images[order], "digits", engine.generator("cpu", 0, 0, "views"))
+    z1, z2 = network["projector"](network["backbone"](cpu.batch(torch.cat(views)))).chunk(2)
+    NTXentLoss(temperature=0.5)(z1, z2).backward()
+    for name, w in network.named_parameters():
+        gradient = w.grad + 1e-4 * w.detach()
+        clear = gradient.abs() > 1e-4  # of the 1e-8 in Adam's denominator, and of rounding
+        moved = (after[name.replace(".", "/", 1)] - w.detach())[clear]
+        torch.testing.assert_close(moved, -rate * gradient[clear].sign(), rtol=1e-2, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"learning_rate": 0.1}, ["learning_rate 0.001", "learning_rate is 0.1"]),
+        ({"batch_size": 128}, ["batch_size 256", "batch_size is 128"]),
+        ({"projection": 256}, ["projection 512", "projection is 256"]),
+        ({"temperature": 0.2}, ["temperature 0.5", "temperature is 0.2"]),
+        ({"jitter": 0.4}, ["jitter 0.8", "jitter is 0.4"]),
+        ({"crop": 0.08}, ["crop 0.2", "crop is 0.08"]),
+    ],
+    ids=str,
+)
+def test_a_published_schedule_and_what_contradicts_it_are_both_named(changes, words):
+    refused("schedule 'paper' of simclr", *words, call=pretrain.recipe)("simclr", "paper", **changes)
+    name = next(iter(changes))
+    assert pretrain.recipe("simclr", "paper", **{name: 0}) == pretrain.recipe("simclr", "paper")
+    assert pretrain.recipe("simclr", "full", **changes)  # is ours to change
+
+
+def test_temperature_and_strength_can_be_changed(some, fresh, cpu):
+    """The loss has the temperature, the views are as strong as asked, in proportion; a method without one says so."""
+    assert pretrain.recipe("simclr", "short", temperature=0.1).options == {"temperature": 0.1}
+    refused("no temperature", "barlow_twins", call=pretrain.recipe)("barlow_twins", temperature=0.1)
+    first, second = pretrain.views("barlow_twins", "cifar10", jitter=0.2, crop=0.5)
+    assert (first.brightness, first.contrast, first.saturation, first.hue) == pytest.approx((0.2, 0.2, 0.1, 0.05))
+    assert first.crop_scale == second.crop_scale == (0.5, 1.0) and (first.solarize, second.solarize) == (0.0, 0.2)
+    assert augment.adjusted("emp_ssl", 0, 0.5)[0].crop_scale == (0.5, 0.5)
+    assert augment.adjusted("simclr", 0, 0) == augment.preset("simclr")
+    refused("jitter is 1.5", call=pretrain.views)("simclr", "cifar10", jitter=1.5)
+    losses_of = {}
+    for temperature in (0.2, 0.0, 1.0):
+        options = SMALL | {"epochs": 1, "place": cpu, "temperature": temperature}
+        options["augmentation"] = pretrain.views("simclr", "digits", crop=0.9)
+        losses_of[temperature] = next(pretrain.train(fresh(width=2), some.images, "simclr", **options))["loss"]
+    assert losses_of[0.0] == losses_of[0.2] != losses_of[1.0]
