@@ -68,7 +68,7 @@ def go_through(number: int, base: Path) -> tuple[str, str]:
         assert n == len(image_set.labels_given) and set(image_set.labels_given) <= set(range(k))
         rng = np.random.default_rng(number)
         suspects = Suspects(rng.random(n, np.float32), rng.random(n) < 0.5, rng.integers(0, k, n))
-        summary = {"detector": "knn", "rate": 0.25, "low": 0.2, "high": 0.3}
+        summary = {"detector": "knn", "unknown": "Nothing.", "flagged": 1, "images": n}
         exports.unreadable(base / "run", image_set)
         exports.write(base / "run", image_set, suspects, summary, source)
         after = tree(base)

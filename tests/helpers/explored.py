@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ptglab import data
+from ptglab import data, files
 from ptglab.audit import reopen
 from ptglab.data import noise
 from ptglab.detect import label_errors
@@ -61,6 +61,7 @@ def execute(cell, out, images) -> None:
         table = {"epoch": [1, 2], "accuracy_test": [0.5, 1 - p["noise_rate"]]}
         pd.DataFrame(table | {"learned_right": 0.9, "learned_wrong": 0.1}).to_csv(folder / "curves.csv")
     (folder / "notebook.ipynb").write_text("{}")
+    files.write_json(folder / spec.MARK, spec.left(folder))
 
 
 @pytest.fixture

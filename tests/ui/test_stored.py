@@ -26,7 +26,8 @@ def test_cells_of_a_choice_are_those_of_the_sweep(store):
 
 def test_every_list_of_a_sweep_can_be_chosen_from(tmp_path):
     digits = stored.Stored(spec.read("digits"), tmp_path)
-    inits, rates = ["scratch", "simclr", "barlow_twins", "vicreg"], [0.0, 0.2, 0.4, 0.6, 0.8]
+    inits, rates = digits.choices["init"], [0.0, 0.2, 0.4, 0.6, 0.8]
+    assert {"scratch", "simclr", "barlow_twins", "vicreg", "random", "pixels"} <= set(inits)
     kinds = ["uniform", "asymmetric", "instance", "pair_flip"]
     assert digits.choices == {"noise_rate": rates, "noise_kind": kinds, "init": inits}
     chosen = {c.name for init in inits for rate in rates for c in digits.cells(init, "uniform", rate)}
