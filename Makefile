@@ -3,6 +3,7 @@
 # make test-all  the same, then slow tests, notebooks as they are, and make soak; an hour and a half
 # make bench     ours beside the peers, on the same work in the same run
 # make detection how well wrong labels are found, beside cleanlab; needs CIFAR-10N, see tests/bench/test_detection.py
+# make starts    wrong labels found, by what describes the images; a quarter of an hour, see tests/bench/test_starts.py
 # make recipes   recipes of self-supervision at equal minutes of a CPU's thread; needs CIFAR-10; two hours
 # make scale     cost and memory at up to a million images, from shards to suspects; a quarter of an hour, 5 GB of disk
 # make gpu       tests of CUDA, then pre-training at full size, how fast and how good; needs a GPU and CIFAR-10
@@ -18,10 +19,10 @@ PYTHON ?= python3
 LAB := --ip=127.0.0.1 --ServerApp.allow_remote_access=False --ServerApp.allow_origin='' --ServerApp.disable_check_xsrf=False
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo lint test test-all nbval-first nbval-second bench detection recipes scale gpu table soak lab figures audit-dependencies
+.PHONY: help demo lint test test-all nbval-first nbval-second bench detection starts recipes scale gpu table soak lab figures audit-dependencies
 
 help:
-	@sed -n 's/^# //p' Makefile | head -14
+	@sed -n 's/^# //p' Makefile | head -15
 
 .venv/installed: pyproject.toml
 	@echo "==> making .venv and installing ptglab with its notebook and test packages (a few minutes, about 5.5 GB)"
@@ -76,6 +77,11 @@ bench: .venv/installed
 detection: .venv/installed
 	@echo "==> detectors beside cleanlab, into runs/detection"
 	$(BIN)/python -m pytest -m bench tests/bench/test_detection.py
+
+starts: .venv/installed
+	@echo "==> wrong labels found, by what describes the images, into runs/starts"
+	$(BIN)/python -m pytest -m bench tests/bench/test_starts.py tests/bench/test_calibration.py
+	cp runs/starts/starts.csv figures/
 
 recipes: .venv/installed
 	@echo "==> recipes of self-supervision at equal minutes, into runs/recipes"

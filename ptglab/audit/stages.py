@@ -268,7 +268,7 @@ def features(
         known = update.known(before, listed)
         kept, rest = np.flatnonzero(known >= 0), np.flatnonzero(known < 0)
         if "patches" in networks:
-            learned = patches.load(before.weights) if len(kept) else patches.learn(_shrunk(pixels), seed, place)
+            learned = patches.load(before.weights) if len(kept) else patches.learn(shrunk(pixels), seed, place)
             patches.save(stage.weights, learned)
         for i, (name, network) in enumerate(trained(run, networks).items()):
             raw.append(stage.growing_array(f"raw{i}", (n, network.num_features)))
@@ -340,13 +340,14 @@ def described(
     [N, C, H, W], and patches see them shrunk.
     """
     if isinstance(network, starts.Pretrained):
-        batches = images.batches(network.size, network.crop, network.interpolation)
+        batches = images.batches(network.size, interpolation=network.interpolation)
         return predict.features(network, batches, place, np.empty((len(images), network.num_features), np.float32)
                                 if into is None else into)  # fmt: skip
-    return predict.features(network, _shrunk(pixels) if isinstance(network, patches.Patches) else pixels, place, into)
+    return predict.features(network, shrunk(pixels) if isinstance(network, patches.Patches) else pixels, place, into)
 
 
-def _shrunk(pixels: Tensor) -> Tensor:
+def shrunk(pixels: Tensor) -> Tensor:
+    """Return uint8 images [N, C, H, W] at the size at which patches are learned."""
     side = max(pixels.shape[2:])
     return resized(pixels, PATCH_SIDE) if side > PATCH_SIDE else pixels
 

@@ -39,7 +39,7 @@ def ensemble(labels, probs=None, features=None, neighbours: Neighbours | None = 
     right; what is planted depends on no member's prediction, or that member would find it best. The score, 0 to 1, is
     two thirds the weighted mean rank, and one third the rank of the probability that a label is right
     (`calibration.wrong`). The number of wrong labels is the sum of those probabilities, too few where mistakes are
-    people's, and to one eighth, as a geometric mean, the joint's estimate, too many where inputs cannot tell classes
+    people's, and to one third, as a geometric mean, the joint's estimate, too many where inputs cannot tell classes
     apart.
     """
     (views, joint), n = views_of(labels, probs, features, neighbours), len(labels)
@@ -57,7 +57,7 @@ def ensemble(labels, probs=None, features=None, neighbours: Neighbours | None = 
     likely = calibration.wrong(labels, views)(np.arange(n), labels)
     score = (2 * score / total + (rankdata(-likely) - 0.5) / n) / 3
     unflagged = suspects(labels, views["belief"], score, np.zeros(n, bool))
-    return flag(unflagged, round(likely.mean() ** (7 / 8) * rate ** (1 / 8) * n), labels, views["belief"])
+    return flag(unflagged, round(np.cbrt(likely.mean() ** 2 * rate) * n), labels, views["belief"])
 
 
 def plant(labels, likely, joint: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

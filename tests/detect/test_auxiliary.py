@@ -102,7 +102,7 @@ def test_the_ensemble_by_hand():
     suspects = detect("ensemble", labels, probs=probs, seed=9)
     likely = calibration.wrong(labels, calibration.views_of(labels, probs, None, None)[0])(np.arange(200), labels)
     np.testing.assert_allclose(suspects.score, (2 * score / total + ranks(-likely)) / 3, atol=1e-5)
-    assert suspects.flagged.sum() == round(likely.mean() ** (7 / 8) * wrong ** (1 / 8) * 200)
+    assert suspects.flagged.sum() == round(likely.mean() ** (2 / 3) * wrong ** (1 / 3) * 200)
     assert suspects.score[suspects.flagged].max() <= suspects.score[~suspects.flagged].min()
 
 
@@ -125,7 +125,7 @@ def test_the_ensemble_flags_as_many_as_two_estimates_meet_at(rate, useless):
     wrong = {m: noise_rate.estimate(labels, 5, probs, features, m, bootstrap=2).rate for m in noise_rate.METHODS}
     assert useless != "features" or wrong["joint"] < wrong["clusterability"]
     assert useless != "probs" or wrong["joint"] > wrong["clusterability"]
-    assert ours.flagged.sum() == round(likely ** (7 / 8) * min(wrong.values()) ** (1 / 8) * len(labels))
+    assert ours.flagged.sum() == round(likely ** (2 / 3) * min(wrong.values()) ** (1 / 3) * len(labels))
     assert ours.score[ours.flagged].max() <= ours.score[~ours.flagged].min()
 
 
