@@ -80,7 +80,7 @@ detection: .venv/installed
 
 starts: .venv/installed
 	@echo "==> wrong labels found, by what describes the images, into runs/starts"
-	$(BIN)/python -m pytest -m bench tests/bench/test_starts.py tests/bench/test_calibration.py
+	$(BIN)/python -m pytest -m bench tests/bench/test_starts.py tests/bench/test_first_suspects.py
 	cp runs/starts/starts.csv figures/
 
 recipes: .venv/installed

@@ -145,7 +145,7 @@ def linear_heads(n: int, d: int = 128, k: int = 10, folds: int = 5, threads: int
             return predict.out_of_fold(x, given, k, folds=folds)
 
     def theirs() -> np.ndarray:
-        standard, probs = (x - x.mean(0)) / x.std(0), np.empty((*given.shape, k), np.float32)
+        standard, probs = (x - x.mean(0)) / np.sqrt(x.var(0).mean()), np.empty((*given.shape, k), np.float32)
         with limited():
             for labels, p in zip(given, probs, strict=True):
                 fold = engine.folds(labels, folds, 0)

@@ -1,6 +1,5 @@
 """Cleaning by rounds: planted labels, a slow literal loop, and estimates planned in advance that end it."""
 
-import inspect
 from functools import partial
 from types import SimpleNamespace
 
@@ -201,4 +200,4 @@ def test_recipes_are_made_of_what_there_is():
     assert cleaning.RECIPES["plain"] == cleaning.Recipe()
     assert {recipe.loss for recipe in cleaning.RECIPES.values()} == losses.SUPERVISED.keys()
     assert {recipe.clean for recipe in cleaning.RECIPES.values()} == {"", *cleaning.ACTIONS}
-    assert inspect.signature(finetune.train).parameters["loss"].default == cleaning.Recipe().loss
+    assert finetune.Options().loss == cleaning.Recipe().loss
