@@ -19,7 +19,7 @@ PRIOR = 0.1  # labels that each entry of the transition matrix weighs before any
 FITTED = 1 << 20  # probabilities that a model is fitted to, of rows spread evenly over the set
 CHANCE = 0.05  # of the way from chance to full agreement: predictions closer to chance know nothing
 ODDS = (
-    0.5  # standard deviation of the log odds' common error, over sets with truth: see tests/bench/test_first_suspects
+    0.5  # standard deviation of the log odds' common error, over sets with truth: tests/bench/test_first_suspects
 )
 
 
