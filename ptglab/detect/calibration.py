@@ -18,9 +18,7 @@ TOLERANCE = 1e-3  # of the weights, which end the fit when they change less than
 PRIOR = 0.1  # labels that each entry of the transition matrix weighs before any are seen, times the number of classes
 FITTED = 1 << 20  # probabilities that a model is fitted to, of rows spread evenly over the set
 CHANCE = 0.05  # of the way from chance to full agreement: predictions closer to chance know nothing
-ODDS = (
-    0.5  # standard deviation of the log odds' common error, over sets with truth: tests/bench/test_first_suspects
-)
+ODDS = 0.5  # standard deviation of the log odds' common error, over sets with truth: tests/bench/test_first_suspects
 
 
 def views_of(labels: np.ndarray, probs, features, neighbours: Neighbours | None) -> tuple[Views, np.ndarray]:
