@@ -3,7 +3,7 @@
 # make test-all  the same, then slow tests, notebooks as they are, and make soak; an hour and a half
 # make bench     ours beside the peers, on the same work in the same run
 # make detection how well wrong labels are found, beside cleanlab; needs CIFAR-10N, see tests/bench/test_detection.py
-# make starts    wrong labels found, by what describes the images; a quarter of an hour, see tests/bench/test_starts.py
+# make starts    wrong labels found, by what describes the images; a quarter of an hour, see tests/bench/test_f1_by_start.py
 # make recipes   recipes of self-supervision at equal minutes of a CPU's thread; needs CIFAR-10; two hours
 # make scale     cost and memory at up to a million images, from shards to suspects; a quarter of an hour, 5 GB of disk
 # make gpu       tests of CUDA, then pre-training at full size, how fast and how good; needs a GPU and CIFAR-10
@@ -80,7 +80,7 @@ detection: .venv/installed
 
 starts: .venv/installed
 	@echo "==> wrong labels found, by what describes the images, into runs/starts"
-	$(BIN)/python -m pytest -m bench tests/bench/test_starts.py tests/bench/test_first_suspects.py
+	$(BIN)/python -m pytest -m bench tests/bench/test_f1_by_start.py tests/bench/test_first_suspects.py
 	cp runs/starts/starts.csv figures/
 
 recipes: .venv/installed

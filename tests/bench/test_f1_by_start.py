@@ -114,7 +114,7 @@ def judged(x: np.ndarray, given: np.ndarray, wrong: np.ndarray, k: int, beside: 
     return [{"detector": name, "by": by} | metrics.detection(each, wrong) for (name, by), each in found.items()]
 
 
-def test_starts(capsys):
+def test_f1_by_start(capsys):
     place, rows = engine.prepare("cpu"), []
     for name, images, given, true in sets():
         wrong, k, blocks, took = given != true, images.num_classes, {}, {}
