@@ -81,9 +81,8 @@ class Findings:
     @cached_property
     def network(self) -> nn.Module | None:
         """The network that a notebook trained and left in this folder; None if there is none."""
-        weights = (runs.Run(self.folder / name).weights for name in ("pretrain", "supervised"))
-        stored = next((path for path in weights if path.exists()), None)
-        return backbones.load(stored)[0] if stored else None
+        weights = runs.Run(self.folder / "supervised").weights
+        return backbones.load(weights)[0] if weights.exists() else None
 
     @cached_property
     def features(self) -> np.ndarray:

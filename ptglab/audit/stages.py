@@ -240,7 +240,7 @@ def pretrain(
             projection=256 if place.device.type == "cpu" else None, labels_given=labels, checkpoint=stage.checkpoint,
         )  # fmt: skip
         stage.follow(steps, f"pre-train {method}", epochs)
-        checkpoints.write_tensors(stage.weights, network.state_dict(), {})
+        backbones.save(stage.weights, network)  # a start for other audits, if it is a ResNet
         stage.finish()
     return stage.records()
 
@@ -258,13 +258,8 @@ def features(
     """
     stage = run.stage("features")
     if not stage.done:
-        before, listed, raw, blocks, n = (
-            runs.Run(run.path / "before"),
-            update.listed(images, pixels),
-            [],
-            {},
-            len(images),
-        )
+        before, listed = runs.Run(run.path / "before"), update.listed(images, pixels)
+        raw, blocks, n = [], {}, len(images)
         known = update.known(before, listed)
         kept, rest = np.flatnonzero(known >= 0), np.flatnonzero(known < 0)
         if "patches" in networks:
@@ -327,7 +322,8 @@ def trained(run: runs.Run, networks: dict[str, nn.Module | None]) -> dict[str, n
     """Return `networks` as they are after the stages `pretrain` and, for patches, `features`."""
     _, network = learner(networks)
     if (weights := runs.Run(run.path / "pretrain").weights).exists():
-        network.load_state_dict(checkpoints.read_tensors(weights)[0], strict=True)
+        tensors = checkpoints.read_tensors(weights)[0].items()
+        network.load_state_dict({name.removeprefix("backbone."): each for name, each in tensors}, strict=True)
     return {name: network or patches.load(run.stage("features").weights) for name, network in networks.items()}
 
 

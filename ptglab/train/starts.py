@@ -37,7 +37,7 @@ class Pretrained(nn.Module):
     def __init__(self, name: str, network: nn.Module, licence: str):
         super().__init__()
         config = resolve_model_data_config(network)
-        self.name, self.network, self.licence = name, network, licence
+        self.name, self.network, self.licence, self.sizes = name, network, licence, {"name": name}
         self.size, self.crop, self.interpolation = config["input_size"][-1], config["crop_pct"], config["interpolation"]
         self.register_buffer("mean", torch.tensor(config["mean"]))
         self.register_buffer("std", torch.tensor(config["std"]))

@@ -19,7 +19,7 @@ from ptglab.audit import stages
 from ptglab.data import noise
 from ptglab.errors import InputError
 from ptglab.lab import metrics, notebooks, runs
-from ptglab.train import patches, predict
+from ptglab.train import backbones, patches, predict
 
 QUICKLY = {"start": "patches", "flip": False, "device": "cpu"}
 LEFT = {"suspects.csv", "unreadable.csv", "gallery.html", "summary.json", "duplicates.csv", "outliers.csv",
@@ -148,6 +148,7 @@ def test_a_service_audits_in_a_thread_with_a_network_tuned_by_fold(photos, tmp_p
     run = runs.Run(tmp_path / "out")
     assert len(run.stage("pretrain").records()) == 1 and len(run.stage("probs").records()) == 50
     assert run.stage("features").array("features").shape == (300, 16)
+    assert backbones.load(run.stage("pretrain").weights)[0].sizes["width"] == 2  # a start for another audit
 
 
 @pytest.mark.slow
